@@ -1,0 +1,307 @@
+//! The reference implementation: messages in this process's memory, gone with it.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use tokio::sync::Notify;
+
+use super::{Backend, Caps, Fut, Limit, PipeInfo, Source, Start, weight};
+use crate::error::{Error, Kind, Result};
+use crate::message::{Batch, Message, Position, Producer, PushId};
+use crate::name::PipeName;
+
+/// How many producers are remembered, to store a repeated push once.
+const PRODUCERS: usize = 32_768;
+
+/// The in-memory backend. Clones share their pipes.
+#[derive(Clone)]
+pub struct Memory {
+    pipes: Arc<Mutex<Pipes>>,
+    limit: u64,
+}
+
+#[derive(Default)]
+struct Pipes {
+    /// A removed pipe stays here, absent, so that its positions go on rising when it comes again.
+    by_name: BTreeMap<PipeName, Pipe>,
+    /// The weight of all messages.
+    held: u64,
+    producers: HashMap<Producer, (u64, Position)>,
+    /// The producers in the order of their first push, for forgetting the oldest.
+    order: VecDeque<Producer>,
+}
+
+struct Pipe {
+    present: bool,
+    /// The number of the first message in `log`.
+    first: u64,
+    log: VecDeque<Message>,
+    bytes: u64,
+    modified: SystemTime,
+    pushed: Arc<Notify>,
+}
+
+impl Default for Pipe {
+    fn default() -> Self {
+        Pipe {
+            present: false,
+            first: 1,
+            log: VecDeque::new(),
+            bytes: 0,
+            modified: SystemTime::now(),
+            pushed: Arc::default(),
+        }
+    }
+}
+
+impl Pipe {
+    fn next(&self) -> u64 {
+        self.first + self.log.len() as u64
+    }
+
+    /// Drops all messages and returns their weight.
+    fn clear(&mut self) -> u64 {
+        let weight = self
+            .log
+            .iter()
+            .map(|message| weight(&message.data))
+            .sum::<usize>();
+        self.first = self.next();
+        self.log = VecDeque::new();
+        self.bytes = 0;
+        self.modified = SystemTime::now();
+        weight as u64
+    }
+
+    fn info(&self) -> PipeInfo {
+        PipeInfo {
+            count: self.log.len() as u64,
+            bytes: Some(self.bytes),
+            first: self.log.front().map(|message| message.position),
+            last: self.log.back().map(|message| message.position),
+            modified: self.modified,
+        }
+    }
+}
+
+fn position(seq: u64) -> Position {
+    Position::new(0, seq)
+}
+
+impl Memory {
+    /// An empty store that holds at most `limit` bytes (counted by [`weight`]).
+    pub fn new(limit: u64) -> Self {
+        Memory {
+            pipes: Arc::default(),
+            limit,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pipes> {
+        self.pipes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn append(&self, name: &PipeName, id: PushId, batch: &Batch) -> Result<Position> {
+        let mut guard = self.lock();
+        let pipes = &mut *guard;
+        if let Some((seq, position)) = pipes.producers.get(&id.producer)
+            && id.seq <= *seq
+        {
+            return Ok(*position);
+        }
+        let added = batch
+            .messages()
+            .iter()
+            .map(|data| weight(data))
+            .sum::<usize>() as u64;
+        if pipes.held + added > self.limit {
+            return Err(Error::new(
+                Kind::Full,
+                format!("memory: its limit of {} bytes is reached", self.limit),
+            ));
+        }
+        pipes.held += added;
+        let pipe = match pipes.by_name.get_mut(name) {
+            Some(pipe) => pipe,
+            None => pipes.by_name.entry(name.clone()).or_default(),
+        };
+        let time = SystemTime::now();
+        for data in batch.messages() {
+            pipe.log.push_back(Message {
+                position: position(pipe.next()),
+                time,
+                data: data.clone(),
+            });
+        }
+        pipe.present = true;
+        pipe.bytes += batch.bytes() as u64;
+        pipe.modified = time;
+        let last = position(pipe.next() - 1);
+        let pushed = Arc::clone(&pipe.pushed);
+        pipes.remember(id, last);
+        drop(guard);
+        pushed.notify_waiters();
+        Ok(last)
+    }
+
+    fn with<T>(&self, name: &PipeName, act: impl FnOnce(&mut Pipe) -> T) -> Result<T> {
+        match self.lock().by_name.get_mut(name) {
+            Some(pipe) if pipe.present => Ok(act(pipe)),
+            _ => Err(not_found(name)),
+        }
+    }
+
+    fn clear(&self, name: &PipeName, present: bool) -> Result<()> {
+        let freed = self.with(name, |pipe| {
+            pipe.present = present;
+            pipe.clear()
+        })?;
+        self.lock().held -= freed;
+        Ok(())
+    }
+}
+
+impl Pipes {
+    fn remember(&mut self, id: PushId, last: Position) {
+        if self.producers.insert(id.producer, (id.seq, last)).is_none() {
+            self.order.push_back(id.producer);
+            if self.order.len() > PRODUCERS
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.producers.remove(&oldest);
+            }
+        }
+    }
+}
+
+fn not_found(name: &PipeName) -> Error {
+    Error::new(Kind::NotFound, format!("there is no pipe {name}"))
+}
+
+impl Backend for Memory {
+    fn caps(&self) -> Caps {
+        Caps {
+            name: "memory",
+            durable: false,
+            max_message: usize::MAX,
+        }
+    }
+
+    fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
+        Box::pin(async move { self.append(pipe, id, &batch) })
+    }
+
+    fn subscribe<'a>(&'a self, pipe: &'a PipeName, start: Start) -> Fut<'a, Box<dyn Source>> {
+        Box::pin(async move {
+            Ok(Box::new(Cursor {
+                store: self.clone(),
+                pipe: pipe.clone(),
+                next: match start {
+                    Start::Oldest => 0,
+                    Start::After(position) => position.seq() + 1,
+                },
+            }) as Box<dyn Source>)
+        })
+    }
+
+    fn stat<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, PipeInfo> {
+        Box::pin(async move { self.with(pipe, |pipe| pipe.info()) })
+    }
+
+    fn list(&self) -> Fut<'_, Vec<(PipeName, PipeInfo)>> {
+        Box::pin(async move {
+            let pipes = self.lock();
+            let present = pipes.by_name.iter().filter(|(_, pipe)| pipe.present);
+            Ok(present
+                .map(|(name, pipe)| (name.clone(), pipe.info()))
+                .collect())
+        })
+    }
+
+    fn create<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, bool> {
+        Box::pin(async move {
+            let mut pipes = self.lock();
+            let pipe = pipes.by_name.entry(pipe.clone()).or_default();
+            let created = !pipe.present;
+            if created {
+                pipe.present = true;
+                pipe.modified = SystemTime::now();
+            }
+            Ok(created)
+        })
+    }
+
+    fn reset<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+        Box::pin(async move { self.clear(pipe, true) })
+    }
+
+    fn remove<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+        Box::pin(async move { self.clear(pipe, false) })
+    }
+
+    fn sync<'a>(&'a self, _pipe: &'a PipeName) -> Fut<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// A subscriber's place: the number of the message it wants next.
+struct Cursor {
+    store: Memory,
+    pipe: PipeName,
+    next: u64,
+}
+
+impl Cursor {
+    fn bell(&self) -> Arc<Notify> {
+        let mut pipes = self.store.lock();
+        Arc::clone(&pipes.by_name.entry(self.pipe.clone()).or_default().pushed)
+    }
+
+    fn take(&mut self, limit: Limit) -> Vec<Message> {
+        let pipes = self.store.lock();
+        let Some(pipe) = pipes.by_name.get(&self.pipe) else {
+            return Vec::new();
+        };
+        let skip = self.next.saturating_sub(pipe.first) as usize;
+        let before = limit.before.unwrap_or(Position::MAX);
+        let mut messages = Vec::new();
+        let mut gathered = 0;
+        for message in pipe.log.range(skip.min(pipe.log.len())..) {
+            if gathered >= limit.max_bytes.max(1) || message.position >= before {
+                break;
+            }
+            gathered += weight(&message.data);
+            messages.push(message.clone());
+        }
+        if let Some(last) = messages.last() {
+            self.next = last.position.seq() + 1;
+        }
+        messages
+    }
+}
+
+impl Source for Cursor {
+    fn next(&mut self, limit: Limit) -> Fut<'_, Vec<Message>> {
+        Box::pin(async move {
+            let bell = self.bell();
+            loop {
+                // Made before the look, so that a push in between rings it.
+                let rung = bell.notified();
+                let messages = self.take(limit);
+                if !messages.is_empty() || limit.before.is_some() {
+                    return Ok(messages);
+                }
+                rung.await;
+            }
+        })
+    }
+
+    fn end(&mut self) -> Fut<'_, Position> {
+        Box::pin(async move {
+            let pipes = self.store.lock();
+            let next = pipes.by_name.get(&self.pipe).map_or(0, Pipe::next);
+            Ok(position(next))
+        })
+    }
+}

@@ -1,0 +1,279 @@
+//! The only retry loop: an unreachable backend is tried again, with backoff, until a deadline.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Backend, Caps, Fut, Limit, PipeInfo, Source, Start};
+use crate::error::{Applied, Error, Kind, Result};
+use crate::message::{Batch, Message, Position, PushId};
+use crate::name::PipeName;
+
+/// The first pause after a failure; it doubles up to [`LONGEST`].
+const SHORTEST: Duration = Duration::from_millis(10);
+/// The longest pause between two tries.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// A backend whose calls are repeated while it is unreachable. A push is repeated with its own identity,
+/// so that a repeat of one that had arrived is stored once; a source resumes after the last message that
+/// it delivered.
+#[derive(Clone)]
+pub struct Retry {
+    inner: Arc<dyn Backend>,
+    timeout: Option<Duration>,
+}
+
+impl Retry {
+    /// Retries until `timeout` has passed since the call; `None` retries for ever.
+    pub fn new(inner: Arc<dyn Backend>, timeout: Option<Duration>) -> Self {
+        Retry { inner, timeout }
+    }
+
+    async fn run<T, F>(
+        &self,
+        what: &str,
+        pipe: Option<&PipeName>,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut outage: Option<Outage> = None;
+        loop {
+            let attempt = call();
+            let result = match self.timeout {
+                None => attempt.await,
+                Some(timeout) => {
+                    let left = outage
+                        .as_ref()
+                        .map_or(timeout, |o| timeout.saturating_sub(o.since.elapsed()));
+                    match tokio::time::timeout(left, attempt).await {
+                        Ok(result) => result,
+                        Err(_) => return Err(Outage::expired(outage, what, pipe, timeout)),
+                    }
+                }
+            };
+            match result {
+                Err(error) if error.kind() == Kind::Unreachable => {
+                    let current = outage.get_or_insert_with(Outage::begin);
+                    if let Some(timeout) = self.timeout
+                        && current.since.elapsed() + current.pause >= timeout
+                    {
+                        current.cause = Some(error);
+                        return Err(Outage::expired(outage, what, pipe, timeout));
+                    }
+                    current.wait(error, what, pipe).await;
+                }
+                Ok(value) => {
+                    if let Some(outage) = outage {
+                        log::info!(
+                            "{what}{}: reachable again after {:.1?}",
+                            named(pipe),
+                            outage.since.elapsed()
+                        );
+                    }
+                    return Ok(value);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn named(pipe: Option<&PipeName>) -> String {
+    pipe.map_or_else(String::new, |pipe| format!(" {pipe}"))
+}
+
+struct Outage {
+    since: Instant,
+    pause: Duration,
+    cause: Option<Error>,
+}
+
+impl Outage {
+    fn begin() -> Self {
+        Outage {
+            since: Instant::now(),
+            pause: SHORTEST,
+            cause: None,
+        }
+    }
+
+    async fn wait(&mut self, error: Error, what: &str, pipe: Option<&PipeName>) {
+        if self.cause.is_none() {
+            log::warn!("{what}{}: {error}; trying again", named(pipe));
+        }
+        self.cause = Some(match self.cause.take() {
+            // Once in doubt, in doubt: a later clean failure does not tell what became of an earlier try.
+            Some(earlier) if earlier.applied() == Applied::Unknown => error.maybe_applied(),
+            _ => error,
+        });
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST);
+    }
+
+    fn expired(
+        outage: Option<Outage>,
+        what: &str,
+        pipe: Option<&PipeName>,
+        timeout: Duration,
+    ) -> Error {
+        let context = format!("{what}{}: no answer within {timeout:?}", named(pipe));
+        let error = Error::new(Kind::TimedOut, context).maybe_applied();
+        match outage.and_then(|outage| outage.cause) {
+            Some(cause) => error.caused_by(cause),
+            None => error,
+        }
+    }
+}
+
+impl Backend for Retry {
+    fn caps(&self) -> Caps {
+        self.inner.caps()
+    }
+
+    fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
+        Box::pin(async move {
+            self.run("pushing to", Some(pipe), || {
+                self.inner.push(pipe, id, batch.clone())
+            })
+            .await
+        })
+    }
+
+    fn subscribe<'a>(&'a self, pipe: &'a PipeName, start: Start) -> Fut<'a, Box<dyn Source>> {
+        Box::pin(async move {
+            let source = self
+                .run("opening", Some(pipe), || self.inner.subscribe(pipe, start))
+                .await?;
+            Ok(Box::new(Resuming {
+                retry: self.clone(),
+                pipe: pipe.clone(),
+                start,
+                source: Some(source),
+            }) as Box<dyn Source>)
+        })
+    }
+
+    fn stat<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, PipeInfo> {
+        Box::pin(async move {
+            self.run("looking at", Some(pipe), || self.inner.stat(pipe))
+                .await
+        })
+    }
+
+    fn list(&self) -> Fut<'_, Vec<(PipeName, PipeInfo)>> {
+        Box::pin(async move { self.run("listing", None, || self.inner.list()).await })
+    }
+
+    fn create<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, bool> {
+        Box::pin(async move {
+            self.run("creating", Some(pipe), || self.inner.create(pipe))
+                .await
+        })
+    }
+
+    fn reset<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+        Box::pin(async move {
+            self.run("resetting", Some(pipe), || self.inner.reset(pipe))
+                .await
+        })
+    }
+
+    fn remove<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+        Box::pin(async move {
+            self.run("removing", Some(pipe), || self.inner.remove(pipe))
+                .await
+        })
+    }
+
+    fn sync<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+        Box::pin(async move {
+            self.run("syncing", Some(pipe), || self.inner.sync(pipe))
+                .await
+        })
+    }
+}
+
+/// A source that is made anew, behind the last message delivered, when its backend was unreachable.
+struct Resuming {
+    retry: Retry,
+    pipe: PipeName,
+    start: Start,
+    source: Option<Box<dyn Source>>,
+}
+
+impl Resuming {
+    async fn source(&mut self) -> Result<&mut Box<dyn Source>> {
+        let source = match self.source.take() {
+            Some(source) => source,
+            None => {
+                let Resuming {
+                    retry, pipe, start, ..
+                } = self;
+                retry
+                    .run("reopening", Some(pipe), || {
+                        retry.inner.subscribe(pipe, *start)
+                    })
+                    .await?
+            }
+        };
+        Ok(self.source.insert(source))
+    }
+
+    /// Notes a failed call. The source is dropped if its backend was unreachable; past the deadline, or
+    /// for any other failure, the error is the caller's.
+    async fn failed(&mut self, error: Error, outage: &mut Option<Outage>) -> Result<()> {
+        if error.kind() != Kind::Unreachable {
+            return Err(error);
+        }
+        self.source = None;
+        let current = outage.get_or_insert_with(Outage::begin);
+        if let Some(timeout) = self.retry.timeout
+            && current.since.elapsed() + current.pause >= timeout
+        {
+            current.cause = Some(error);
+            return Err(Outage::expired(
+                outage.take(),
+                "reading",
+                Some(&self.pipe),
+                timeout,
+            ));
+        }
+        current.wait(error, "reading", Some(&self.pipe)).await;
+        Ok(())
+    }
+}
+
+impl Source for Resuming {
+    fn next(&mut self, limit: Limit) -> Fut<'_, Vec<Message>> {
+        Box::pin(async move {
+            let mut outage = None;
+            loop {
+                match self.source().await?.next(limit).await {
+                    Ok(messages) => {
+                        if let Some(last) = messages.last() {
+                            self.start = Start::After(last.position);
+                        }
+                        return Ok(messages);
+                    }
+                    Err(error) => self.failed(error, &mut outage).await?,
+                }
+            }
+        })
+    }
+
+    fn end(&mut self) -> Fut<'_, Position> {
+        Box::pin(async move {
+            let mut outage = None;
+            loop {
+                match self.source().await?.end().await {
+                    Ok(end) => return Ok(end),
+                    Err(error) => self.failed(error, &mut outage).await?,
+                }
+            }
+        })
+    }
+}

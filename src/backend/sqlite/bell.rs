@@ -1,0 +1,306 @@
+//! The small file beside the database by which processes share it: who may write, and who is told.
+//!
+//! - **Writing**: one writer at a time, in turn, by two byte-range locks (fcntl(2), open file description
+//!   locks). SQLite's own busy timeout is not fair: a process that pushes all the time starves the others.
+//! - **Telling**: after a commit the writer puts a new number into the pipe's slot, and inotify(7) wakes
+//!   the other processes. Watching the write-ahead log instead would not do: its event comes before the
+//!   commit is visible.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use inotify::{Inotify, WatchMask};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio::time::Instant;
+
+use crate::error::{Error, Result};
+
+/// Pipes share this many slots; two in one slot wake each other's readers for nothing, no more.
+const SLOTS: usize = 512;
+const SLOT: usize = size_of::<u64>();
+
+/// What rings when a pipe is made; no pipe has this id.
+pub(super) const NEW_PIPE: u64 = 0;
+
+/// The locks' bytes lie far behind the slots.
+const TURN: i64 = 1 << 20;
+const WRITE: i64 = TURN + 1;
+
+/// How often to look without having been told, where inotify is not to be had.
+const POLL: Duration = Duration::from_millis(50);
+
+pub(super) struct Bell {
+    file: File,
+    path: PathBuf,
+    slots: [Notify; SLOTS],
+    /// How many wait in this process; while nobody does, nobody needs to listen.
+    waiters: AtomicUsize,
+    wanted: Notify,
+    /// The numbers that the waiters of this process have been told of.
+    told: Mutex<[u64; SLOTS]>,
+    /// Numbers of this process's own: a random start, then counting.
+    number: AtomicU64,
+}
+
+/// Somebody who waits for a pipe, until it is dropped.
+pub(super) struct Waiter {
+    bell: Arc<Bell>,
+    slot: usize,
+}
+
+impl Waiter {
+    /// Rings at the next change; take it before looking, so that nothing is missed.
+    pub(super) fn rung(&self) -> Notified<'_> {
+        self.bell.slots[self.slot].notified()
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.bell.waiters.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The right to write, until it is dropped.
+pub(super) struct Pass<'a>(&'a Bell);
+
+impl Bell {
+    pub(super) fn open(path: PathBuf) -> Result<Self> {
+        let context = || format!("opening {}", path.display());
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| Error::io(context(), error))?;
+        let mut start = [0; SLOT];
+        getrandom::fill(&mut start)
+            .map_err(|error| Error::io(context(), io::Error::other(error.to_string())))?;
+        let bell = Bell {
+            file,
+            path,
+            slots: std::array::from_fn(|_| Notify::new()),
+            waiters: AtomicUsize::new(0),
+            wanted: Notify::new(),
+            told: Mutex::new([0; SLOTS]),
+            number: AtomicU64::new(u64::from_ne_bytes(start)),
+        };
+        bell.changed();
+        Ok(bell)
+    }
+
+    /// Somebody who waits for pipe `id`.
+    pub(super) fn waiter(self: &Arc<Self>, id: u64) -> Waiter {
+        if self.waiters.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.wanted.notify_one();
+        }
+        Waiter {
+            bell: Arc::clone(self),
+            slot: id as usize % SLOTS,
+        }
+    }
+
+    /// Tells everyone who waits for pipe `id`, here and in other processes.
+    pub(super) fn ring(&self, id: u64) {
+        let slot = id as usize % SLOTS;
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = self
+            .file
+            .write_all_at(&number.to_le_bytes(), (slot * SLOT) as u64)
+        {
+            // The others notice by their slow poll.
+            log::warn!("ringing {}: {error}", self.path.display());
+        }
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)[slot] = number;
+        self.slots[slot].notify_waiters();
+    }
+
+    /// Tells everyone in this process.
+    pub(super) fn ring_all(&self) {
+        for slot in &self.slots {
+            slot.notify_waiters();
+        }
+    }
+
+    /// The slots that were rung by others since the last look.
+    fn changed(&self) -> Vec<usize> {
+        let mut bytes = [0; SLOTS * SLOT];
+        // A file that is still shorter has only zeros behind its end.
+        let mut read = 0;
+        while let Ok(more @ 1..) = self.file.read_at(&mut bytes[read..], read as u64) {
+            read += more;
+        }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = Vec::new();
+        for (slot, number) in bytes.as_chunks().0.iter().enumerate() {
+            let number = u64::from_le_bytes(*number);
+            if told[slot] != number {
+                told[slot] = number;
+                changed.push(slot);
+            }
+        }
+        changed
+    }
+
+    /// Wakes those whom other processes rang for.
+    fn pass_on(&self) {
+        for slot in self.changed() {
+            self.slots[slot].notify_waiters();
+        }
+    }
+
+    fn ear(&self) -> Option<AsyncFd<Inotify>> {
+        let watch = |path: &Path| -> io::Result<AsyncFd<Inotify>> {
+            let inotify = Inotify::init()?;
+            inotify.watches().add(path, WatchMask::MODIFY)?;
+            // SAFETY: the descriptor is the inotify object's own, open as long as that lives.
+            unsafe { AsyncFd::register(inotify) }.map_err(io::Error::other)
+        };
+        match watch(&self.path) {
+            Ok(ear) => Some(ear),
+            Err(error) => {
+                log::warn!(
+                    "watching {}: {error}; looking every {POLL:?} instead",
+                    self.path.display()
+                );
+                None
+            }
+        }
+    }
+
+    /// Waits for its turn to write.
+    pub(super) fn enter(&self) -> Result<Pass<'_>> {
+        self.lock(TURN, libc::F_WRLCK, true)?;
+        let entered = self.lock(WRITE, libc::F_WRLCK, true);
+        self.unlock(TURN);
+        entered.map(|()| Pass(self))
+    }
+
+    /// The right to write, if nobody has it and nobody waits for it.
+    pub(super) fn try_enter(&self) -> Option<Pass<'_>> {
+        self.lock(TURN, libc::F_WRLCK, false).ok()?;
+        let entered = self.lock(WRITE, libc::F_WRLCK, false);
+        self.unlock(TURN);
+        entered.ok().map(|()| Pass(self))
+    }
+
+    fn unlock(&self, byte: i64) {
+        if let Err(error) = self.lock(byte, libc::F_UNLCK, false) {
+            log::error!("{error}");
+        }
+    }
+
+    fn lock(&self, byte: i64, kind: libc::c_int, wait: bool) -> Result<()> {
+        // SAFETY: `flock` is plain data, for which all zeros is a valid value.
+        let mut range: libc::flock = unsafe { std::mem::zeroed() };
+        range.l_type = kind as libc::c_short;
+        range.l_whence = libc::SEEK_SET as libc::c_short;
+        range.l_start = byte;
+        range.l_len = 1;
+        let command = if wait {
+            libc::F_OFD_SETLKW
+        } else {
+            libc::F_OFD_SETLK
+        };
+        loop {
+            // SAFETY: the descriptor is open as long as `self`, and `range` outlives the call.
+            if unsafe { libc::fcntl(self.file.as_raw_fd(), command, &range) } == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(Error::io(format!("locking {}", self.path.display()), error));
+            }
+        }
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.0.unlock(WRITE);
+    }
+}
+
+/// Passes on what other processes ring, while somebody waits, until it is aborted. Every `slow`, `look`
+/// says whether something was committed of which nobody told: by a process that died before it rang.
+pub(super) async fn listen(bell: Arc<Bell>, slow: Duration, mut look: impl FnMut() -> bool) {
+    let mut ear = bell.ear();
+    let mut looked = Instant::now();
+    loop {
+        while bell.waiters.load(Ordering::Acquire) == 0 {
+            bell.wanted.notified().await;
+        }
+        bell.pass_on();
+        match &mut ear {
+            None => tokio::time::sleep(POLL).await,
+            Some(ear) => {
+                if let Ok(Ok(mut ready)) = tokio::time::timeout(slow, ear.readable_mut()).await {
+                    // What the events say is not needed; reading them makes room for the next.
+                    let mut events = [0; 4096];
+                    if ready.get_inner_mut().read_events(&mut events).is_err() {
+                        ready.clear_ready();
+                    }
+                }
+            }
+        }
+        if looked.elapsed() >= slow {
+            looked = Instant::now();
+            if look() {
+                bell.ring_all();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A writer that never pauses leaves the others their turn.
+    #[test]
+    fn writers_take_turns() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("bell");
+        let (busy, patient) = (
+            Bell::open(path.clone()).expect("busy"),
+            Bell::open(path).expect("patient"),
+        );
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let pass = busy.try_enter().map_or_else(|| busy.enter(), Ok);
+                    drop(pass.expect("pass"));
+                }
+            });
+            for _ in 0..1000 {
+                drop(patient.enter().expect("pass"));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn two_handles_never_write_at_once() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("bell");
+        let (one, two) = (
+            Bell::open(path.clone()).expect("one"),
+            Bell::open(path).expect("two"),
+        );
+        let pass = one.enter().expect("pass");
+        assert!(two.try_enter().is_none());
+        drop(pass);
+        assert!(two.try_enter().is_some());
+    }
+}

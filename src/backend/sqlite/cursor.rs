@@ -1,0 +1,199 @@
+//! A subscriber's place in a pipe of the store.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension};
+
+use super::{Log, Store, bell, chunk};
+use crate::backend::{Fut, Limit, Source, Start, weight};
+use crate::error::Result;
+use crate::message::{Message, Position, time_from_micros};
+use crate::name::PipeName;
+
+pub(super) struct Cursor {
+    store: Arc<Store>,
+    pipe: PipeName,
+    /// Whether the pipe was there at the last look.
+    present: bool,
+    /// The incarnation, and the number of the next message to fetch.
+    epoch: u64,
+    next: u64,
+    /// Fetched, but not yet wanted: the rest of a row.
+    held: VecDeque<Message>,
+}
+
+/// A row of messages as it lies in the store.
+struct Row {
+    last: u64,
+    count: u64,
+    time: u64,
+    data: Bytes,
+}
+
+impl Cursor {
+    pub(super) fn new(store: Arc<Store>, pipe: PipeName, start: Start) -> Self {
+        let (epoch, next) = match start {
+            Start::Oldest => (0, 0),
+            Start::After(position) => (position.epoch(), position.seq() + 1),
+        };
+        Cursor {
+            store,
+            pipe,
+            present: false,
+            epoch,
+            next,
+            held: VecDeque::new(),
+        }
+    }
+
+    /// Looks where the pipe starts now: a reset or a removal may have come.
+    fn follow_resets(&mut self, log: &Log) {
+        if log.id != self.epoch {
+            self.epoch = log.id;
+            self.next = log.start;
+            self.held.clear();
+        }
+        self.next = self.next.max(log.start);
+        while self
+            .held
+            .front()
+            .is_some_and(|held| held.position.seq() < log.start)
+        {
+            self.held.pop_front();
+        }
+    }
+
+    /// What to wait for: the pipe, or that some pipe is made.
+    fn slot(&self) -> u64 {
+        if self.present {
+            self.epoch
+        } else {
+            bell::NEW_PIPE
+        }
+    }
+
+    fn fetch(&mut self, limit: Limit) -> Result<Vec<Message>> {
+        let store = Arc::clone(&self.store);
+        let rows = store.read("reading", |connection| {
+            let log = connection
+                .prepare_cached(
+                    "SELECT id, start, start_total, modified FROM pipe WHERE name = ?1",
+                )?
+                .query_row([self.pipe.as_str()], Log::from_row)
+                .optional()?;
+            self.present = log.is_some();
+            let Some(log) = log else {
+                self.held.clear();
+                return Ok(Vec::new());
+            };
+            self.follow_resets(&log);
+            if self.held.is_empty() {
+                rows(connection, self.epoch, self.next, limit)
+            } else {
+                Ok(Vec::new())
+            }
+        })?;
+        for row in rows {
+            self.hold(row)?;
+        }
+        Ok(self.take(limit))
+    }
+
+    fn hold(&mut self, row: Row) -> Result<()> {
+        let first = row.last + 1 - row.count.min(row.last);
+        if first > self.next && self.next > 0 {
+            log::error!(
+                "{}: messages {} to {} are missing",
+                self.pipe,
+                self.next,
+                first - 1
+            );
+        }
+        let time = time_from_micros(row.time);
+        for (seq, data) in (first..).zip(chunk::decode(&row.data, row.count)?) {
+            if seq >= self.next {
+                let position = Position::new(self.epoch, seq);
+                self.held.push_back(Message {
+                    position,
+                    time,
+                    data,
+                });
+            }
+        }
+        self.next = row.last + 1;
+        Ok(())
+    }
+
+    fn take(&mut self, limit: Limit) -> Vec<Message> {
+        let before = limit.before.unwrap_or(Position::MAX);
+        let mut gathered = 0;
+        let wanted = |held: &&Message| {
+            let wanted = held.position < before && gathered < limit.max_bytes.max(1);
+            gathered += weight(&held.data);
+            wanted
+        };
+        let count = self.held.iter().take_while(wanted).count();
+        self.held.drain(..count).collect()
+    }
+}
+
+/// The rows from message `next` on, about as many as `limit` allows.
+fn rows(connection: &Connection, pipe: u64, next: u64, limit: Limit) -> rusqlite::Result<Vec<Row>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT last, count, time, data FROM chunk WHERE pipe = ?1 AND last >= ?2 ORDER BY last",
+    )?;
+    let mut cursor = statement.query([pipe, next])?;
+    let mut rows = Vec::new();
+    let mut gathered = 0;
+    while gathered < limit.max_bytes.max(1) {
+        let Some(row) = cursor.next()? else {
+            break;
+        };
+        let data = Bytes::copy_from_slice(row.get_ref(3)?.as_bytes()?);
+        let count: u64 = row.get(1)?;
+        gathered += data.len() + count as usize * weight(&[]);
+        rows.push(Row {
+            last: row.get(0)?,
+            count,
+            time: row.get(2)?,
+            data,
+        });
+    }
+    Ok(rows)
+}
+
+impl Source for Cursor {
+    fn next(&mut self, limit: Limit) -> Fut<'_, Vec<Message>> {
+        Box::pin(async move {
+            if limit.before.is_some() {
+                return self.fetch(limit);
+            }
+            let store = Arc::clone(&self.store);
+            store.listen();
+            loop {
+                let slot = self.slot();
+                let waiter = store.bell.waiter(slot);
+                // Taken before the look, so that a push in between rings it.
+                let rung = waiter.rung();
+                let messages = self.fetch(limit)?;
+                if !messages.is_empty() {
+                    return Ok(messages);
+                }
+                if slot == self.slot() {
+                    rung.await;
+                }
+            }
+        })
+    }
+
+    fn end(&mut self) -> Fut<'_, Position> {
+        Box::pin(async move {
+            let log = self
+                .store
+                .read("looking", |connection| Log::find(connection, &self.pipe))?;
+            Ok(log.map_or(Position::MIN, |log| Position::new(log.id, log.next())))
+        })
+    }
+}

@@ -1,0 +1,246 @@
+//! The database file: making it, recognising it, connecting to it.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
+
+use super::Durability;
+use crate::error::{Error, Kind, Result};
+
+/// "DNPI", the application id in a store's header (SQLite file format, offset 68).
+const APPLICATION_ID: i64 = 0x444e_5049;
+const SCHEMA_VERSION: i64 = 1;
+
+/// - `pipe.id` is never used twice (AUTOINCREMENT), so it serves as the epoch of positions.
+/// - A row of `chunk` holds messages `last - count + 1 ..= last` of its pipe; `total` is the sum of the
+///   lengths of all messages that were ever pushed up to its last. The first message retained is
+///   `pipe.start`, and `pipe.start_total` the sum before it.
+/// - `producer` remembers the last push of each producer, so that a repeat is stored once.
+/// - `garbage` names rows that a reset or a removal has left to be deleted: those of the pipe up to `last`.
+const SCHEMA: &str = "
+    CREATE TABLE pipe (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL UNIQUE,
+        start INTEGER NOT NULL,
+        start_total INTEGER NOT NULL,
+        modified INTEGER NOT NULL
+    );
+    CREATE TABLE chunk (
+        pipe INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        total INTEGER NOT NULL,
+        time INTEGER NOT NULL,
+        data BLOB NOT NULL,
+        PRIMARY KEY (pipe, last)
+    ) WITHOUT ROWID;
+    CREATE TABLE producer (
+        id BLOB PRIMARY KEY,
+        seq INTEGER NOT NULL,
+        pipe INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        time INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE garbage (pipe INTEGER NOT NULL, last INTEGER NOT NULL);
+";
+
+/// A foreign writer or a recovery may hold the file for a moment; longer than this is an outage.
+const BUSY: Duration = Duration::from_millis(200);
+
+/// Pages in the write-ahead log before a commit moves them into the database file.
+const CHECKPOINT_PAGES: u32 = 4000;
+
+/// The name of a file beside the database.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Refuses what cannot hold a database, with the reason, and makes an empty file, readable by its owner
+/// only, where there is none.
+pub(super) fn prepare(path: &Path) -> Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    match fs::metadata(folder) {
+        Ok(meta) if meta.is_dir() => {}
+        Ok(_) => {
+            return Err(Error::new(
+                Kind::InvalidInput,
+                format!("{} is not a directory", folder.display()),
+            ));
+        }
+        Err(error) => {
+            let context = format!("the store's directory {}", folder.display());
+            return Err(Error::io(context, error));
+        }
+    }
+    refuse_network(folder)?;
+    match fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => Err(Error::new(
+            Kind::InvalidInput,
+            format!("{} is not a regular file", path.display()),
+        )),
+        Ok(_) => Ok(()),
+        Err(_) => {
+            // A file that exists is not opened here: closing it would drop the locks that SQLite holds
+            // on it in this process (fcntl(2), POSIX locks).
+            let made = File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(path);
+            match made {
+                Ok(_) => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                Err(error) => Err(Error::io(
+                    format!("making the store {}", path.display()),
+                    error,
+                )),
+            }
+        }
+    }
+}
+
+/// SQLite's shared memory and locks need one kernel (sqlite.org/wal.html, "All processes using a
+/// database must be on the same host").
+fn refuse_network(folder: &Path) -> Result<()> {
+    // The numbers are those of statfs(2).
+    const NETWORK: [(i64, &str); 11] = [
+        (0x6969, "nfs"),
+        (0x517b, "smb"),
+        (0xff53_4d42, "cifs"),
+        (0xfe53_4d42, "smb2"),
+        (0x0102_1997, "9p"),
+        (0x5346_414f, "afs"),
+        (0x6b41_4653, "kafs"),
+        (0x00c3_6400, "ceph"),
+        (0x7375_7245, "coda"),
+        (0x0bd0_0bd0, "lustre"),
+        (0x564c, "ncp"),
+    ];
+    let context = || format!("looking at {}", folder.display());
+    let c_path = CString::new(folder.as_os_str().as_bytes())
+        .map_err(|error| Error::new(Kind::InvalidInput, context()).caused_by(error))?;
+    // SAFETY: `statfs` is plain data, for which all zeros is a valid value.
+    let mut info: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends with NUL, and `info` outlives the call.
+    if unsafe { libc::statfs(c_path.as_ptr(), &mut info) } != 0 {
+        return Err(Error::io(context(), io::Error::last_os_error()));
+    }
+    match NETWORK
+        .iter()
+        .find(|(magic, _)| *magic == info.f_type as i64)
+    {
+        None => Ok(()),
+        Some((_, name)) => Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "{} is on a network file system ({name}), where several hosts would damage the store; \
+                 keep it on a local disk",
+                folder.display()
+            ),
+        )),
+    }
+}
+
+/// Connects and, in a file that is still empty, lays out the tables.
+pub(super) fn connect(path: &Path, durability: Durability, cache_kib: u32) -> Result<Connection> {
+    let context = || format!("opening the store {}", path.display());
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|e| sqlite(context(), e))?;
+    let result = (|| {
+        connection.busy_timeout(BUSY)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        let pragma = |name: &str| {
+            connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0))
+        };
+        let found = Found {
+            application_id: pragma("application_id")?,
+            version: pragma("user_version")?,
+            tables: connection
+                .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?,
+        };
+        if found == Found::EMPTY {
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            connection.execute_batch(&format!(
+                "BEGIN IMMEDIATE; {SCHEMA}
+                 PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+            ))?;
+        } else if found.application_id != APPLICATION_ID || found.version != SCHEMA_VERSION {
+            return Ok(Err(found.refusal(path)));
+        }
+        connection.execute_batch(&format!(
+            "PRAGMA synchronous = {}; PRAGMA cache_size = -{cache_kib};
+             PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; PRAGMA journal_size_limit = 67108864;
+             PRAGMA temp_store = MEMORY",
+            match durability {
+                Durability::Full => "FULL",
+                Durability::Process => "NORMAL",
+            }
+        ))?;
+        Ok(Ok(()))
+    })();
+    result.map_err(|error| sqlite(context(), error))??;
+    Ok(connection)
+}
+
+#[derive(PartialEq, Eq)]
+struct Found {
+    application_id: i64,
+    version: i64,
+    tables: i64,
+}
+
+impl Found {
+    const EMPTY: Found = Found {
+        application_id: 0,
+        version: 0,
+        tables: 0,
+    };
+
+    fn refusal(&self, path: &Path) -> Error {
+        let path = path.display();
+        if self.application_id == APPLICATION_ID {
+            let made_by = format!("{path} has schema version {}", self.version);
+            let known = format!("this dnpipes knows version {SCHEMA_VERSION}");
+            Error::new(Kind::Unsupported, format!("{made_by}; {known}"))
+        } else {
+            Error::new(
+                Kind::Damaged,
+                format!(
+                    "{path} is a database of another program, not a dnpipes store; it is left as it is"
+                ),
+            )
+        }
+    }
+}
+
+/// An error of SQLite's, met while doing `context`. Result codes: sqlite.org/rescode.html.
+pub(super) fn sqlite(context: impl Into<String>, error: rusqlite::Error) -> Error {
+    let kind = match &error {
+        rusqlite::Error::SqliteFailure(failure, _) => match failure.code {
+            ErrorCode::DiskFull => Kind::Full,
+            // The shared memory file could not grow: the disk is full.
+            ErrorCode::SystemIoFailure if failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE => {
+                Kind::Full
+            }
+            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Kind::Unreachable,
+            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Kind::Damaged,
+            ErrorCode::ReadOnly | ErrorCode::PermissionDenied => Kind::Denied,
+            ErrorCode::TooBig => Kind::TooLong,
+            _ => Kind::Io,
+        },
+        // A row of another shape than the schema's.
+        _ => Kind::Damaged,
+    };
+    Error::new(kind, context).caused_by(error)
+}

@@ -1,0 +1,347 @@
+//! The embedded default: one SQLite file (write-ahead log) that several processes of one host share.
+//!
+//! - [`file`]: the file, its schema, connections; [`chunk`]: messages in a row.
+//! - [`writer`]: pushes, gathered into transactions; the other changes.
+//! - [`cursor`]: subscribers; [`bell`]: turns at writing, and waking readers in other processes.
+//!
+//! Calls run where they are made, without a task switch: reads always, a push when nobody else is
+//! writing. What has to wait for another process goes to the runtime's blocking threads.
+
+mod bell;
+mod chunk;
+mod cursor;
+mod file;
+mod writer;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, Row};
+use tokio::task::AbortHandle;
+
+use super::{Backend, Caps, Fut, PipeInfo, Source, Start};
+use crate::error::{Error, Kind, Result};
+use crate::message::{Batch, Position, PushId, time_from_micros};
+use crate::name::PipeName;
+use bell::Bell;
+use cursor::Cursor;
+use writer::Writer;
+
+/// What an acknowledged push survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// A power cut: the disk has it.
+    Full,
+    /// The end of every process, but not of the operating system; fsync(2) on the pipe makes it `Full`.
+    Process,
+}
+
+/// A row holds at most 1,000,000,000 bytes (sqlite.org/limits.html); this stays well below.
+const MAX_MESSAGE: usize = 512 << 20;
+
+/// Connections for reading that are kept open.
+const READERS: usize = 4;
+const READER_CACHE_KIB: u32 = 1024;
+const WATCH_CACHE_KIB: u32 = 64;
+
+/// How long a reset waits for the room of its messages to be free again.
+const SWEEP_WAIT: Duration = Duration::from_secs(1);
+
+/// How often a waiting process looks for commits of which nobody told it.
+const SLOW_LOOK: Duration = Duration::from_secs(1);
+
+/// The embedded store.
+pub struct Sqlite {
+    store: Arc<Store>,
+}
+
+struct Store {
+    path: PathBuf,
+    durability: Durability,
+    bell: Arc<Bell>,
+    writer: Writer,
+    readers: Mutex<Vec<Connection>>,
+    listener: OnceLock<AbortHandle>,
+}
+
+impl Sqlite {
+    /// Opens the store at `path` and makes it if there is none.
+    ///
+    /// # Errors
+    /// The directory is missing (`NotFound`), not writable (`Denied`) or on a network file system
+    /// (`Unsupported`); the file is damaged or another program's (`Damaged`).
+    pub fn open(path: &Path, durability: Durability) -> Result<Self> {
+        // Connections are opened later too, and a daemon changes its directory.
+        let path = &std::path::absolute(path)
+            .map_err(|error| Error::io(format!("the store's path {}", path.display()), error))?;
+        file::prepare(path)?;
+        let bell = Arc::new(Bell::open(file::beside(path, "-bell"))?);
+        let pass = bell.enter()?;
+        let writer = Writer::open(path, durability)?;
+        drop(pass);
+        Ok(Sqlite {
+            store: Arc::new(Store {
+                path: path.to_owned(),
+                durability,
+                bell,
+                writer,
+                readers: Mutex::default(),
+                listener: OnceLock::new(),
+            }),
+        })
+    }
+
+    /// Runs `change` on a blocking thread, with the right to write.
+    async fn write<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Store) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || change(&store))
+            .await
+            .map_err(|error| Error::new(Kind::Io, "changing the store").caused_by(error))?
+    }
+
+    /// Deletes what resets and removals have left, for a moment; the rest goes on behind.
+    async fn sweep(&self) {
+        let store = Arc::clone(&self.store);
+        let sweep = tokio::task::spawn_blocking(move || store.sweep());
+        // Nobody finds the messages any more; only their room on the disk is not free yet.
+        if tokio::time::timeout(SWEEP_WAIT, sweep).await.is_err() {
+            log::info!("still freeing the room of dropped messages");
+        }
+    }
+}
+
+impl Store {
+    /// Runs `read` on one of the connections for reading.
+    fn read<T>(
+        &self,
+        what: &str,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T> {
+        let pooled = self
+            .readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let connection = match pooled {
+            Some(connection) => connection,
+            None => file::connect(&self.path, self.durability, READER_CACHE_KIB)?,
+        };
+        let result = read(&connection)
+            .map_err(|error| file::sqlite(format!("{what} in {}", self.path.display()), error));
+        let mut pool = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if pool.len() < READERS {
+            pool.push(connection);
+        }
+        result
+    }
+
+    /// Starts to listen to other processes, on the first call.
+    fn listen(self: &Arc<Self>) {
+        self.listener.get_or_init(|| {
+            let watch = file::connect(&self.path, self.durability, WATCH_CACHE_KIB);
+            if let Err(error) = &watch {
+                log::warn!("watching for commits: {error}");
+            }
+            let mut seen = None;
+            let look = move || {
+                // Grows when any other connection commits (sqlite.org/pragma.html#pragma_data_version).
+                let version = watch.as_ref().ok().and_then(|watch| {
+                    watch
+                        .query_row("PRAGMA data_version", [], |row| row.get::<_, i64>(0))
+                        .ok()
+                });
+                seen.replace(version) != Some(version)
+            };
+            tokio::spawn(bell::listen(Arc::clone(&self.bell), SLOW_LOOK, look)).abort_handle()
+        });
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Some(listener) = self.listener.get() {
+            listener.abort();
+        }
+    }
+}
+
+/// A pipe's row, and the end of its log.
+struct Log {
+    id: u64,
+    start: u64,
+    start_total: u64,
+    modified: u64,
+    /// The last row of messages.
+    tail: Option<Tail>,
+}
+
+struct Tail {
+    last: u64,
+    total: u64,
+    time: u64,
+}
+
+impl Log {
+    /// The pipe's row and its tail. Inside a transaction both are of one moment; outside, a push may
+    /// come between.
+    fn find(connection: &Connection, name: &PipeName) -> rusqlite::Result<Option<Log>> {
+        connection
+            .prepare_cached("SELECT id, start, start_total, modified FROM pipe WHERE name = ?1")?
+            .query_row([name.as_str()], Log::from_row)
+            .optional()?
+            .map(|log| log.with_tail(connection))
+            .transpose()
+    }
+
+    fn from_row(row: &Row<'_>) -> rusqlite::Result<Log> {
+        Ok(Log {
+            id: row.get(0)?,
+            start: row.get(1)?,
+            start_total: row.get(2)?,
+            modified: row.get(3)?,
+            tail: None,
+        })
+    }
+
+    fn with_tail(mut self, connection: &Connection) -> rusqlite::Result<Log> {
+        self.tail = connection
+            .prepare_cached(
+                "SELECT last, total, time FROM chunk WHERE pipe = ?1 AND last >= ?2 ORDER BY last DESC LIMIT 1",
+            )?
+            .query_row([self.id, self.start], |row| {
+                Ok(Tail {
+                    last: row.get(0)?,
+                    total: row.get(1)?,
+                    time: row.get(2)?,
+                })
+            })
+            .optional()?;
+        Ok(self)
+    }
+
+    /// The number that the next message gets.
+    fn next(&self) -> u64 {
+        self.tail.as_ref().map_or(self.start, |tail| tail.last + 1)
+    }
+
+    /// The bytes of all messages that were ever pushed.
+    fn total(&self) -> u64 {
+        self.tail
+            .as_ref()
+            .map_or(self.start_total, |tail| tail.total)
+    }
+
+    fn info(&self) -> PipeInfo {
+        let count = self.next().saturating_sub(self.start);
+        PipeInfo {
+            count,
+            bytes: Some(self.total().saturating_sub(self.start_total)),
+            first: (count > 0).then(|| Position::new(self.id, self.start)),
+            last: (count > 0).then(|| Position::new(self.id, self.next() - 1)),
+            modified: time_from_micros(self.tail.as_ref().map_or(self.modified, |tail| tail.time)),
+        }
+    }
+}
+
+fn not_found(name: &PipeName) -> Error {
+    Error::new(Kind::NotFound, format!("there is no pipe {name}"))
+}
+
+impl Backend for Sqlite {
+    fn caps(&self) -> Caps {
+        Caps {
+            name: "sqlite",
+            durable: true,
+            max_message: MAX_MESSAGE,
+        }
+    }
+
+    fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
+        Box::pin(writer::push(&self.store, pipe, id, batch))
+    }
+
+    fn subscribe<'a>(&'a self, pipe: &'a PipeName, start: Start) -> Fut<'a, Box<dyn Source>> {
+        Box::pin(async move {
+            let cursor = Cursor::new(Arc::clone(&self.store), pipe.clone(), start);
+            Ok(Box::new(cursor) as Box<dyn Source>)
+        })
+    }
+
+    fn stat<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, PipeInfo> {
+        Box::pin(async move {
+            let log = self
+                .store
+                .read("looking", |connection| Log::find(connection, pipe))?;
+            log.map(|log| log.info()).ok_or_else(|| not_found(pipe))
+        })
+    }
+
+    fn list(&self) -> Fut<'_, Vec<(PipeName, PipeInfo)>> {
+        Box::pin(async move {
+            let rows = self.store.read("listing", |connection| {
+                connection
+                    .prepare_cached(
+                        "SELECT id, start, start_total, modified, name FROM pipe ORDER BY name",
+                    )?
+                    .query_map([], |row| {
+                        Ok((row.get::<_, String>(4)?, Log::from_row(row)?))
+                    })?
+                    .map(|row| row.and_then(|(name, log)| Ok((name, log.with_tail(connection)?))))
+                    .collect::<rusqlite::Result<Vec<(String, Log)>>>()
+            })?;
+            rows.into_iter()
+                .map(|(name, log)| Ok((PipeName::new(&name)?, log.info())))
+                .collect()
+        })
+    }
+
+    fn create<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, bool> {
+        let pipe = pipe.clone();
+        Box::pin(self.write(move |store| store.create(&pipe)))
+    }
+
+    fn reset<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+        let pipe = pipe.clone();
+        Box::pin(async move {
+            self.write(move |store| store.reset(&pipe)).await?;
+            self.sweep().await;
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+        let pipe = pipe.clone();
+        Box::pin(async move {
+            self.write(move |store| store.remove(&pipe)).await?;
+            self.sweep().await;
+            Ok(())
+        })
+    }
+
+    fn sync<'a>(&'a self, _pipe: &'a PipeName) -> Fut<'a, ()> {
+        Box::pin(async move {
+            match self.store.durability {
+                Durability::Full => Ok(()),
+                Durability::Process => self.write(Store::sync).await,
+            }
+        })
+    }
+}
+
+impl Store {
+    /// Forces the write-ahead log to the disk; what has left the log was forced when it left.
+    fn sync(&self) -> Result<()> {
+        let log = file::beside(&self.path, "-wal");
+        match File::open(&log).and_then(|log| log.sync_data()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(format!("syncing {}", log.display()), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}

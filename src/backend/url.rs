@@ -1,0 +1,142 @@
+//! Source URLs: `memory:[?limit=BYTES]` and `sqlite:/path/file.db[?durability=full|process]`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::sqlite::Durability;
+use crate::error::{Error, Kind, Result};
+
+/// Bytes that `memory:` holds unless its URL says otherwise.
+const MEMORY_LIMIT: u64 = 1 << 30;
+
+/// A parsed source URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackendUrl {
+    /// Messages live in this process.
+    Memory {
+        /// Bytes of messages it may hold.
+        limit: u64,
+    },
+    /// Messages live in a SQLite file.
+    Sqlite {
+        /// The database file.
+        path: PathBuf,
+        /// What an acknowledged push survives.
+        durability: Durability,
+    },
+}
+
+impl FromStr for BackendUrl {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Kind::InvalidInput`] for an unknown scheme, key or value.
+    fn from_str(text: &str) -> Result<Self> {
+        let refuse =
+            |why: String| Error::new(Kind::InvalidInput, format!("source {text:?}: {why}"));
+        let Some((scheme, rest)) = text.split_once(':') else {
+            return Err(refuse(
+                "it has no scheme; try sqlite:/path/file.db or memory:".to_owned(),
+            ));
+        };
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let pairs = query.split('&').filter(|pair| !pair.is_empty());
+        let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        match scheme {
+            "memory" => {
+                if !path.is_empty() {
+                    return Err(refuse("memory: takes no path".to_owned()));
+                }
+                let mut limit = MEMORY_LIMIT;
+                for (key, value) in pairs {
+                    match (key, value.parse()) {
+                        ("limit", Ok(bytes)) => limit = bytes,
+                        ("limit", Err(_)) => {
+                            return Err(refuse(format!("limit={value} is not a number of bytes")));
+                        }
+                        _ => return Err(refuse(unknown_key(key, "limit"))),
+                    }
+                }
+                Ok(BackendUrl::Memory { limit })
+            }
+            "sqlite" => {
+                if path.is_empty() {
+                    return Err(refuse("sqlite: needs a path".to_owned()));
+                }
+                let mut durability = Durability::Full;
+                for (key, value) in pairs {
+                    durability = match (key, value) {
+                        ("durability", "full") => Durability::Full,
+                        ("durability", "process") => Durability::Process,
+                        ("durability", _) => {
+                            return Err(refuse(format!(
+                                "durability={value} is neither full nor process"
+                            )));
+                        }
+                        _ => return Err(refuse(unknown_key(key, "durability"))),
+                    };
+                }
+                Ok(BackendUrl::Sqlite {
+                    path: path.into(),
+                    durability,
+                })
+            }
+            _ => Err(refuse(format!(
+                "there is no backend {scheme:?}; there are: sqlite memory"
+            ))),
+        }
+    }
+}
+
+fn unknown_key(key: &str, known: &str) -> String {
+    format!("unknown key {key:?}; there is: {known}")
+}
+
+impl fmt::Display for BackendUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BackendUrl::Memory { .. } => f.write_str("memory:"),
+            BackendUrl::Sqlite { path, .. } => write!(f, "sqlite:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_urls_parse() {
+        assert_eq!(
+            "memory:".parse::<BackendUrl>().expect("memory"),
+            BackendUrl::Memory { limit: 1 << 30 }
+        );
+        assert_eq!(
+            "sqlite:/a/b.db?durability=process"
+                .parse::<BackendUrl>()
+                .expect("sqlite"),
+            BackendUrl::Sqlite {
+                path: "/a/b.db".into(),
+                durability: Durability::Process
+            }
+        );
+    }
+
+    #[test]
+    fn what_is_unknown_is_refused_by_name() {
+        for (text, why) in [
+            ("pipes.db", "scheme"),
+            ("sqlite:", "path"),
+            ("sqlite:/a?sync=1", "\"sync\""),
+            ("sqlite:/a?durability=none", "durability=none"),
+            ("memory:/x", "no path"),
+            ("memory:?limit=lots", "limit=lots"),
+            ("gopher://x", "gopher"),
+        ] {
+            let error = text.parse::<BackendUrl>().expect_err(text);
+            assert_eq!(error.kind(), Kind::InvalidInput);
+            assert!(error.to_string().contains(why), "{error}");
+        }
+    }
+}

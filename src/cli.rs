@@ -1,0 +1,327 @@
+//! The command line. Parsing does nothing else; `run` acts.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::FalseyValueParser;
+use clap::{Args, Parser, Subcommand};
+
+use crate::backend::BackendUrl;
+use crate::error::{Error, Kind, Result};
+use crate::name::PipeName;
+use crate::selector::{Frame, Mode, Selector};
+
+/// Distributed named pipes as files: `echo msg > topic` pushes, `cat topic` pulls, `truncate -s 0 topic`
+/// resets.
+#[derive(Debug, Parser)]
+#[command(name = "dnpipes", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mount a directory in which each file is a pipe.
+    Mount(Box<MountArgs>),
+    /// Push messages: each MSG, or without one what standard input holds.
+    Push(PushArgs),
+    /// Print a pipe's messages.
+    Pull(PullArgs),
+    /// Drop all messages of a pipe.
+    Reset(PipeArgs),
+    /// List the pipes.
+    Ls(LsArgs),
+    /// Remove a pipe for everyone.
+    Rm(PipeArgs),
+}
+
+/// Where the pipes are.
+#[derive(Debug, Args)]
+pub struct SourceArgs {
+    /// Where the messages live: sqlite:/path/file.db. Default: the store of this user.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "DNPIPES_SOURCE",
+        hide_env_values = true
+    )]
+    pub source: Option<BackendUrl>,
+}
+
+/// `dnpipes mount`.
+#[derive(Debug, Clone, Args)]
+#[command(allow_missing_positional = true)]
+pub struct MountArgs {
+    /// Where the messages live: memory: or sqlite:/path/file.db[?durability=full|process]. Default: the
+    /// store of this user, made on first use.
+    #[arg(value_name = "SOURCE", env = "DNPIPES_SOURCE", hide_env_values = true)]
+    pub source: Option<BackendUrl>,
+    /// An empty directory.
+    #[arg(value_name = "MOUNTPOINT", required = true)]
+    pub mountpoint: PathBuf,
+    /// Go to the background; returns once the mount answers.
+    #[arg(long, env = "DNPIPES_DAEMON", value_parser = FalseyValueParser::new())]
+    pub daemon: bool,
+    /// What a read does at the end of the log: drain, follow or snapshot.
+    #[arg(long, default_value = "drain", env = "DNPIPES_MODE")]
+    pub mode: Mode,
+    /// How bytes map to messages: line, nul, file or len.
+    #[arg(long, default_value = "line", env = "DNPIPES_FRAME")]
+    pub frame: Frame,
+    /// How long to retry an unreachable backend, as 30s or 5m; 0 for ever.
+    #[arg(long, value_name = "TIME", default_value = "30s", env = "DNPIPES_TIMEOUT", value_parser = timeout)]
+    pub timeout: Timeout,
+    /// Longest message, in bytes or with KiB, MiB, GiB.
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", env = "DNPIPES_MAX_MESSAGE_SIZE", value_parser = size)]
+    pub max_message_size: usize,
+    /// Let rm remove a pipe, for everyone.
+    #[arg(long, env = "DNPIPES_ALLOW_DELETE", value_parser = FalseyValueParser::new())]
+    pub allow_delete: bool,
+    /// Refuse pushes, resets and new pipes.
+    #[arg(long, env = "DNPIPES_READ_ONLY", value_parser = FalseyValueParser::new())]
+    pub read_only: bool,
+    /// Let other users use the mount, as far as the files' permissions let them.
+    #[arg(long, env = "DNPIPES_ALLOW_OTHER", value_parser = FalseyValueParser::new())]
+    pub allow_other: bool,
+    /// Owner of the files, as a number. Default: who mounts.
+    #[arg(long, env = "DNPIPES_UID")]
+    pub uid: Option<u32>,
+    /// Group of the files, as a number. Default: the group of who mounts.
+    #[arg(long, env = "DNPIPES_GID")]
+    pub gid: Option<u32>,
+    /// Permissions of the files, in octal.
+    #[arg(long, value_name = "MODE", default_value = "644", env = "DNPIPES_FILE_MODE", value_parser = file_mode)]
+    pub file_mode: u16,
+    /// Options as mount(8) gives them: the flags' names with _ for -, as ro,allow_other,mode=follow. They
+    /// override the flags.
+    #[arg(short = 'o', value_name = "OPT,…", env = "DNPIPES_OPTIONS")]
+    pub options: Vec<String>,
+}
+
+/// `dnpipes push`.
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub source: SourceArgs,
+    /// How standard input maps to messages: line, nul, file or len.
+    #[arg(long, default_value = "line", env = "DNPIPES_FRAME")]
+    pub frame: Frame,
+    /// The pipe; it is made if it does not exist.
+    pub topic: Selector,
+    /// Messages, pushed together. They may begin with a dash after `--`.
+    #[arg(value_name = "MSG")]
+    pub messages: Vec<OsString>,
+}
+
+/// `dnpipes pull`.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub source: SourceArgs,
+    /// How messages map to standard output: line, nul, file or len.
+    #[arg(long, default_value = "line", env = "DNPIPES_FRAME")]
+    pub frame: Frame,
+    /// The pipe, with options as in topic@follow.
+    pub topic: Selector,
+    /// Stop after so many messages.
+    #[arg(short = 'n', value_name = "N")]
+    pub count: Option<u64>,
+    /// Stop when no message comes for so long, as 5s; 0 does not wait. Exit code 3 if none came at all.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// A command on one pipe.
+#[derive(Debug, Args)]
+pub struct PipeArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub source: SourceArgs,
+    /// The pipe.
+    #[arg(value_parser = PipeName::new)]
+    pub topic: PipeName,
+}
+
+/// `dnpipes ls`.
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub source: SourceArgs,
+    /// With the number of messages, their bytes and the time of the last push.
+    #[arg(short = 'l')]
+    pub long: bool,
+}
+
+/// A deadline; `None` is for ever.
+pub type Timeout = Option<Duration>;
+
+fn invalid(text: &str, what: &str) -> Error {
+    Error::new(Kind::InvalidInput, format!("{text:?} is not {what}"))
+}
+
+/// A time as `30s`, `1m 30s`, or a number of seconds.
+fn duration(text: &str) -> Result<Duration> {
+    match text.parse::<u64>() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => {
+            humantime::parse_duration(text).map_err(|_| invalid(text, "a time, as 30s or 5m"))
+        }
+    }
+}
+
+fn timeout(text: &str) -> Result<Timeout> {
+    duration(text).map(|time| (!time.is_zero()).then_some(time))
+}
+
+/// A size as `4096`, `64KiB`, `16MiB`, `1GiB`.
+fn size(text: &str) -> Result<usize> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: usize = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "KiB" | "K" => 1 << 10,
+        "MiB" | "M" => 1 << 20,
+        "GiB" | "G" => 1 << 30,
+        _ => return Err(invalid(text, "a size, as 4096, 64KiB or 16MiB")),
+    };
+    let number: usize = digits
+        .parse()
+        .map_err(|_| invalid(text, "a size, as 4096, 64KiB or 16MiB"))?;
+    match number.checked_mul(unit) {
+        Some(bytes @ 1..) if bytes <= u32::MAX as usize => Ok(bytes),
+        _ => Err(invalid(text, "a size from 1 byte to 4 GiB")),
+    }
+}
+
+fn file_mode(text: &str) -> Result<u16> {
+    match u16::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(invalid(text, "a mode from 000 to 777")),
+    }
+}
+
+/// What mount(8) and fstab(5) may pass on that has no meaning here.
+const IGNORED: [&str; 20] = [
+    "defaults", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail",
+    "_netdev", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "relatime",
+];
+
+impl MountArgs {
+    /// Applies the `-o` options.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] for an unknown option or a bad value.
+    pub fn apply_options(&mut self) -> Result<()> {
+        for list in std::mem::take(&mut self.options) {
+            for option in list.split(',').filter(|option| !option.is_empty()) {
+                self.apply(option)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, option: &str) -> Result<()> {
+        let number = |text: &str| text.parse().map_err(|_| invalid(text, "a number"));
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("ro" | "read_only", "") => self.read_only = true,
+            ("allow_other", "") => self.allow_other = true,
+            ("allow_delete", "") => self.allow_delete = true,
+            ("mode", value) => self.mode = value.parse()?,
+            ("frame", value) => self.frame = value.parse()?,
+            ("timeout", value) => self.timeout = timeout(value)?,
+            ("max_message_size", value) => self.max_message_size = size(value)?,
+            ("uid", value) => self.uid = Some(number(value)?),
+            ("gid", value) => self.gid = Some(number(value)?),
+            ("file_mode", value) => self.file_mode = file_mode(value)?,
+            (word, "") if IGNORED.contains(&word) => {}
+            (word, _) if word.starts_with("x-") || word == "comment" => {}
+            _ => return Err(invalid(option, "an option of -o")),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(args: &[&str]) -> MountArgs {
+        let args = ["dnpipes", "mount"].iter().chain(args);
+        match Cli::try_parse_from(args).expect("legal").command {
+            Command::Mount(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_source_may_be_left_out() {
+        let args = mount(&["/mnt"]);
+        assert_eq!((args.source, args.mountpoint), (None, "/mnt".into()));
+        let args = mount(&["memory:", "/mnt"]);
+        assert!(args.source.is_some());
+    }
+
+    #[test]
+    fn mount_options_are_the_flags_by_another_name() {
+        let mut args = mount(&[
+            "memory:",
+            "/mnt",
+            "-o",
+            "ro,allow_other,mode=follow,frame=nul",
+            "-o",
+            "timeout=0,max_message_size=64KiB,uid=7,gid=8,file_mode=600,nofail,x-systemd.automount",
+        ]);
+        args.apply_options().expect("legal");
+        assert!(args.read_only && args.allow_other && !args.allow_delete);
+        assert_eq!((args.mode, args.frame), (Mode::Follow, Frame::Nul));
+        assert_eq!((args.timeout, args.max_message_size), (None, 65536));
+        assert_eq!(
+            (args.uid, args.gid, args.file_mode),
+            (Some(7), Some(8), 0o600)
+        );
+    }
+
+    #[test]
+    fn bad_values_are_refused_by_name() {
+        for option in [
+            "bogus",
+            "mode=sideways",
+            "timeout=soon",
+            "uid=root",
+            "file_mode=999",
+            "ro=1",
+        ] {
+            let mut args = mount(&["memory:", "/mnt", "-o", option]);
+            assert!(args.apply_options().is_err(), "{option}");
+        }
+        for (flag, value) in [
+            ("--mode", "json"),
+            ("--frame", "xml"),
+            ("--timeout", "-1"),
+            ("--max-message-size", "0"),
+            ("--max-message-size", "5GiB"),
+            ("--file-mode", "1777"),
+        ] {
+            let parsed = Cli::try_parse_from(["dnpipes", "mount", "memory:", "/mnt", flag, value]);
+            assert!(parsed.is_err(), "{flag} {value}");
+        }
+    }
+
+    #[test]
+    fn times_and_sizes() {
+        assert_eq!(timeout("0").expect("0"), None);
+        assert_eq!(timeout("90").expect("90"), Some(Duration::from_secs(90)));
+        assert_eq!(
+            timeout("1m 30s").expect("text"),
+            Some(Duration::from_secs(90))
+        );
+        assert_eq!(size("16MiB").expect("16MiB"), 16 << 20);
+        assert_eq!(size("1").expect("1"), 1);
+    }
+}

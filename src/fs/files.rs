@@ -1,0 +1,471 @@
+//! What the mount's operations do, without the protocol around them: names to inodes, inodes to pipes,
+//! open files to readers and writers.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags};
+
+use super::handles::Handles;
+use super::tree::{ROOT, Tree};
+use crate::backend::{Backend, PipeInfo};
+use crate::error::{Error, Kind, Result};
+use crate::name::PipeName;
+use crate::pipe::framing::framed_total;
+use crate::pipe::reader::Reader;
+use crate::pipe::writer::Writer;
+use crate::selector::{Frame, Mode, Selector};
+
+/// Metadata is answered from the last known state when the backend takes longer.
+const METADATA: Duration = Duration::from_secs(1);
+
+/// How the mount shows its pipes.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The read mode where no selector names one.
+    pub mode: Mode,
+    /// The framing where no selector names one.
+    pub frame: Frame,
+    /// Longest message, in bytes.
+    pub max_message: usize,
+    /// Whether `rm` removes a pipe for everyone.
+    pub allow_delete: bool,
+    /// Owner of the files.
+    pub uid: u32,
+    /// Group of the files.
+    pub gid: u32,
+    /// Permission bits of the files; the directory has the search bits that go with them.
+    pub file_mode: u16,
+}
+
+/// The mount's state.
+pub(super) struct Files {
+    backend: Arc<dyn Backend>,
+    options: Options,
+    tree: Tree,
+    open: Handles<OpenFile>,
+    directories: Handles<Vec<(PipeName, PipeInfo)>>,
+    /// The last known state of each pipe, for when the backend is slow or down.
+    known: Mutex<HashMap<PipeName, PipeInfo>>,
+    /// The mount ends: readers get end of file.
+    ended: AtomicBool,
+}
+
+/// An open pipe.
+pub(super) struct OpenFile {
+    pub(super) reader: Option<Reader>,
+    pub(super) writer: Option<Writer>,
+    /// Where the last piece that was written ended, by the kernel's count.
+    written_to: AtomicU64,
+    /// Whether somebody is to be told when it becomes readable.
+    pub(super) polled: AtomicBool,
+}
+
+impl OpenFile {
+    /// See [`Reader::read`].
+    pub(super) async fn read(&self, size: usize, nonblock: bool) -> Result<Vec<u8>> {
+        match &self.reader {
+            Some(reader) => reader.read(size, nonblock).await,
+            None => Err(Error::new(
+                Kind::NotAllowed,
+                "the file is not open for reading",
+            )),
+        }
+    }
+
+    /// See [`Writer::write`]. The kernel counts on within one write(2) only, so a piece that begins where
+    /// the last one ended is a later part of it.
+    pub(super) async fn write(&self, owner: u64, offset: u64, piece: Bytes) -> Result<usize> {
+        let Some(writer) = &self.writer else {
+            return Err(Error::new(
+                Kind::NotAllowed,
+                "the file is not open for writing",
+            ));
+        };
+        let end = offset + piece.len() as u64;
+        let continued = self.written_to.swap(end, Ordering::Relaxed) == offset && offset > 0;
+        writer.write(owner, piece, continued).await
+    }
+
+    /// `owner` closes one of its descriptors.
+    pub(super) async fn close(&self, owner: u64) -> Result<()> {
+        match &self.writer {
+            Some(writer) => writer.close(owner).await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Files {
+    pub(super) fn new(backend: Arc<dyn Backend>, options: Options) -> Self {
+        Files {
+            backend,
+            options,
+            tree: Tree::default(),
+            open: Handles::default(),
+            directories: Handles::default(),
+            known: Mutex::default(),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<PipeName, PipeInfo>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of the pipe, at the latest after [`METADATA`].
+    async fn info(&self, pipe: &PipeName) -> Result<PipeInfo> {
+        match within(METADATA, self.backend.stat(pipe)).await {
+            Ok(info) => {
+                self.known().insert(pipe.clone(), info);
+                Ok(info)
+            }
+            Err(error) if error.kind() == Kind::NotFound => {
+                self.known().remove(pipe);
+                Err(error)
+            }
+            Err(error) => match self.known().get(pipe) {
+                Some(info) => {
+                    log::debug!("{error}; answering with what was known");
+                    Ok(*info)
+                }
+                None => Err(error),
+            },
+        }
+    }
+
+    /// The attributes of the file `name`, counting one look-up.
+    pub(super) async fn look_up(&self, name: &OsStr) -> Result<FileAttr> {
+        let selector = parse(name)?;
+        let info = self.info(&selector.pipe).await?;
+        let number = self.tree.look_up(&selector);
+        Ok(self.file_attr(number, &selector, &info))
+    }
+
+    pub(super) fn forget(&self, inode: u64, count: u64) {
+        self.tree.forget(inode, count);
+    }
+
+    pub(super) async fn attr(&self, inode: u64) -> Result<FileAttr> {
+        if inode == ROOT {
+            return Ok(self.root_attr());
+        }
+        let selector = self.selector(inode)?;
+        let info = self.info(&selector.pipe).await?;
+        Ok(self.file_attr(inode, &selector, &info))
+    }
+
+    fn selector(&self, inode: u64) -> Result<Selector> {
+        self.tree
+            .selector(inode)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no inode {inode}")))
+    }
+
+    fn file_attr(&self, inode: u64, selector: &Selector, info: &PipeInfo) -> FileAttr {
+        let (mode, frame) = self.effective(selector);
+        let stored = framed_total(frame, info.count, info.bytes.unwrap_or(0));
+        // Tools that trust a size of 0 would not read at all, where reading means to wait.
+        let least = u64::from(mode != Mode::Snapshot);
+        self.node_attr(
+            inode,
+            FileType::RegularFile,
+            stored.max(least),
+            info.modified,
+        )
+    }
+
+    fn root_attr(&self) -> FileAttr {
+        let newest = self.known().values().map(|info| info.modified).max();
+        let mut attr = self.node_attr(ROOT, FileType::Directory, 0, newest.unwrap_or(UNIX_EPOCH));
+        attr.perm |= (attr.perm & 0o444) >> 2;
+        attr.nlink = 2;
+        attr
+    }
+
+    fn node_attr(&self, inode: u64, kind: FileType, size: u64, modified: SystemTime) -> FileAttr {
+        FileAttr {
+            ino: INodeNo(inode),
+            size,
+            // As many as the size needs: with fewer, cp(1) looks for holes.
+            blocks: size.div_ceil(512),
+            atime: modified,
+            mtime: modified,
+            ctime: modified,
+            crtime: modified,
+            kind,
+            perm: self.options.file_mode,
+            nlink: 1,
+            uid: self.options.uid,
+            gid: self.options.gid,
+            rdev: 0,
+            blksize: 128 * 1024,
+            flags: 0,
+        }
+    }
+
+    fn effective(&self, selector: &Selector) -> (Mode, Frame) {
+        (
+            selector.options.mode.unwrap_or(self.options.mode),
+            selector.options.frame.unwrap_or(self.options.frame),
+        )
+    }
+
+    /// Makes the pipe `name`, if it is not there yet; with `exclusive` that is an error. Counts one
+    /// look-up.
+    pub(super) async fn create(&self, name: &OsStr, exclusive: bool) -> Result<FileAttr> {
+        let selector = parse_new(name)?;
+        let created = self.backend.create(&selector.pipe).await?;
+        if exclusive && !created {
+            return Err(Error::new(
+                Kind::AlreadyExists,
+                format!("{} exists", selector.pipe),
+            ));
+        }
+        let info = self.info(&selector.pipe).await?;
+        let number = self.tree.look_up(&selector);
+        Ok(self.file_attr(number, &selector, &info))
+    }
+
+    /// Makes the pipe `name` for mkfifo(1). The kernel insists on being shown a FIFO, and would handle it
+    /// alone; so it is shown one that it finds to be a pipe at the next look-up.
+    pub(super) async fn create_fifo(&self, name: &OsStr) -> Result<FileAttr> {
+        let created = self.create(name, true).await?;
+        self.tree.forget(created.ino.0, 1);
+        Ok(FileAttr {
+            ino: INodeNo(self.tree.stranger()),
+            kind: FileType::NamedPipe,
+            ..created
+        })
+    }
+
+    /// Opens the file and returns its handle. O_TRUNC, O_APPEND and O_CREAT have no effect here.
+    pub(super) async fn open(&self, inode: u64, flags: OpenFlags) -> Result<u64> {
+        let selector = self.selector(inode)?;
+        let (mut mode, frame) = self.effective(&selector);
+        let access = flags.acc_mode();
+        if access == OpenAccMode::O_RDWR && selector.options.mode.is_none() {
+            mode = Mode::Follow;
+        }
+        let reader = match access {
+            OpenAccMode::O_WRONLY => None,
+            OpenAccMode::O_RDONLY | OpenAccMode::O_RDWR => {
+                Some(Reader::open(&*self.backend, &selector.pipe, mode, frame).await?)
+            }
+        };
+        let writer = (access != OpenAccMode::O_RDONLY).then(|| {
+            let backend = Arc::clone(&self.backend);
+            Writer::new(backend, selector.pipe, frame, self.options.max_message)
+        });
+        let handle = self.open.add(OpenFile {
+            reader,
+            writer,
+            written_to: AtomicU64::new(0),
+            polled: AtomicBool::new(false),
+        });
+        // Looked at after the file is in the table, where `end` may have passed by already.
+        if self.ended.load(Ordering::SeqCst) {
+            self.end_readers();
+        }
+        Ok(handle)
+    }
+
+    pub(super) fn file(&self, handle: u64) -> Result<Arc<OpenFile>> {
+        self.open.get(handle).ok_or_else(|| {
+            Error::new(
+                Kind::InvalidInput,
+                format!("there is no open file {handle}"),
+            )
+        })
+    }
+
+    /// The last close of an open file: what is left of its lines is pushed.
+    pub(super) async fn release(&self, handle: u64) -> Result<()> {
+        let Some(file) = self.open.remove(handle) else {
+            return Ok(());
+        };
+        if let Some(reader) = &file.reader {
+            reader.end();
+        }
+        match &file.writer {
+            Some(writer) => writer.finish().await,
+            None => Ok(()),
+        }
+    }
+
+    /// truncate(2) to `size`: to 0 is a reset.
+    pub(super) async fn truncate(&self, inode: u64, size: u64) -> Result<()> {
+        let selector = self.selector(inode)?;
+        if size != 0 {
+            return Err(Error::new(
+                Kind::InvalidInput,
+                format!(
+                    "{}: a pipe is truncated to 0, which resets it, or not at all",
+                    selector.pipe
+                ),
+            ));
+        }
+        self.backend.reset(&selector.pipe).await
+    }
+
+    /// Everything that was pushed is as durable as the backend can make it.
+    pub(super) async fn sync(&self, inode: u64) -> Result<()> {
+        let selector = self.selector(inode)?;
+        self.backend.sync(&selector.pipe).await
+    }
+
+    pub(super) async fn remove(&self, name: &OsStr) -> Result<()> {
+        let selector = parse(name)?;
+        if !self.options.allow_delete {
+            return Err(Error::new(
+                Kind::NotAllowed,
+                format!(
+                    "removing {}: the mount is without --allow-delete",
+                    selector.pipe
+                ),
+            ));
+        }
+        if selector != Selector::plain(selector.pipe.clone()) {
+            return Err(Error::new(
+                Kind::NotAllowed,
+                format!("removing {}: name the pipe without options", selector.pipe),
+            ));
+        }
+        self.backend.remove(&selector.pipe).await?;
+        self.known().remove(&selector.pipe);
+        Ok(())
+    }
+
+    /// Opens the directory: the pipes there are now.
+    pub(super) async fn open_directory(&self) -> Result<u64> {
+        let pipes = match within(METADATA, self.backend.list()).await {
+            Ok(pipes) => {
+                *self.known() = pipes.iter().cloned().collect();
+                pipes
+            }
+            Err(error) => {
+                let mut pipes: Vec<_> = self.known().clone().into_iter().collect();
+                if pipes.is_empty() {
+                    return Err(error);
+                }
+                log::debug!("{error}; listing what was known");
+                pipes.sort_by(|a, b| a.0.cmp(&b.0));
+                pipes
+            }
+        };
+        Ok(self.directories.add(pipes))
+    }
+
+    pub(super) fn directory(&self, handle: u64) -> Arc<Vec<(PipeName, PipeInfo)>> {
+        self.directories.get(handle).unwrap_or_default()
+    }
+
+    pub(super) fn close_directory(&self, handle: u64) {
+        self.directories.remove(handle);
+    }
+
+    /// The attributes of a directory's entry, counting one look-up.
+    pub(super) fn entry_attr(&self, pipe: &PipeName, info: &PipeInfo) -> FileAttr {
+        let selector = Selector::plain(pipe.clone());
+        let number = self.tree.look_up(&selector);
+        self.file_attr(number, &selector, info)
+    }
+
+    /// The value of an extended attribute; `None` where there is no such attribute.
+    pub(super) async fn xattr(&self, inode: u64, name: &OsStr) -> Result<Option<String>> {
+        let Some(name) = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(XATTR_PREFIX))
+        else {
+            return Ok(None);
+        };
+        if inode == ROOT || !XATTRS.contains(&name) {
+            return Ok(None);
+        }
+        let selector = self.selector(inode)?;
+        let info = self.info(&selector.pipe).await?;
+        Ok(match name {
+            "count" => Some(info.count.to_string()),
+            "bytes" => info.bytes.map(|bytes| bytes.to_string()),
+            "first" => info.first.map(|first| first.to_string()),
+            "last" => info.last.map(|last| last.to_string()),
+            "backend" => Some(self.backend.caps().name.to_owned()),
+            _ => Some(self.effective(&selector).1.to_string()),
+        })
+    }
+
+    /// The names of a file's extended attributes, each with its NUL.
+    pub(super) async fn xattrs(&self, inode: u64) -> Result<Vec<u8>> {
+        let mut names = Vec::new();
+        for name in XATTRS {
+            let name = format!("{XATTR_PREFIX}{name}");
+            if self.xattr(inode, OsStr::new(&name)).await?.is_some() {
+                names.extend_from_slice(name.as_bytes());
+                names.push(0);
+            }
+        }
+        Ok(names)
+    }
+
+    fn end_readers(&self) {
+        for file in self.open.all() {
+            if let Some(reader) = &file.reader {
+                reader.end();
+            }
+        }
+    }
+
+    /// The mount ends: readers get end of file, and the lines that have no end yet are pushed.
+    pub(super) async fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        self.end_readers();
+        for file in self.open.all() {
+            if let Some(writer) = &file.writer
+                && let Err(error) = writer.finish().await
+            {
+                log::error!("pushing the last line of an open file: {error}");
+            }
+        }
+    }
+
+    /// Whether any file is open.
+    pub(super) fn in_use(&self) -> bool {
+        !self.open.all().is_empty()
+    }
+}
+
+const XATTR_PREFIX: &str = "user.dnpipes.";
+const XATTRS: [&str; 6] = ["count", "bytes", "first", "last", "backend", "frame"];
+
+/// The selector that a file name stands for.
+fn parse(name: &OsStr) -> Result<Selector> {
+    let broken = || Error::new(Kind::NotFound, format!("{name:?} is not UTF-8"));
+    match name.to_str().ok_or_else(broken)?.parse::<Selector>() {
+        // A name that cannot be is a name that is not there.
+        Err(error) if error.kind() == Kind::InvalidName => {
+            Err(Error::new(Kind::NotFound, error.to_string()))
+        }
+        other => other,
+    }
+}
+
+/// The selector that a file name to be made stands for.
+fn parse_new(name: &OsStr) -> Result<Selector> {
+    let broken = || Error::new(Kind::InvalidName, format!("{name:?} is not UTF-8"));
+    let parsed = name.to_str().ok_or_else(broken)?.parse::<Selector>();
+    parsed.map_err(|error| Error::new(Kind::InvalidName, error.to_string()))
+}
+
+async fn within<T>(time: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(time, work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::new(
+            Kind::TimedOut,
+            format!("the backend did not answer within {time:?}"),
+        )),
+    }
+}

@@ -1,0 +1,10 @@
+//! The mount: FUSE requests to pipes. Only this module knows fuser and errnos.
+
+mod adapter;
+mod errno;
+mod files;
+mod handles;
+mod interrupt;
+pub mod session;
+
+mod tree;

@@ -1,0 +1,310 @@
+//! From a mountpoint to a running mount, and back.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use fuser::{Config, MountOption, Session, SessionACL};
+use tokio::runtime::Handle;
+
+use super::adapter::Adapter;
+use super::files::Files;
+pub use super::files::Options;
+use super::interrupt::{self, Interrupts};
+use crate::backend::Backend;
+use crate::error::{Error, Kind, Result};
+
+/// Threads that read requests. Two cores: more gains nothing, one costs a wake-up across them.
+const THREADS: usize = 4;
+
+/// The file system type, as mount(8) and /proc/self/mountinfo show it.
+const TYPE: &str = "fuse.dnpipes";
+
+/// Where and how to mount.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The directory.
+    pub mountpoint: PathBuf,
+    /// What mount(8) shows as the source.
+    pub source: String,
+    /// Whether pushes and resets are refused.
+    pub read_only: bool,
+    /// Whether other users may use the mount.
+    pub allow_other: bool,
+}
+
+/// A running mount.
+pub struct Mount {
+    files: Arc<Files>,
+    mountpoint: PathBuf,
+}
+
+/// Mounts and serves; `ended` is called, on another thread, when the mount has ended. Returns once the mount
+/// answers.
+///
+/// # Errors
+/// `NotFound`, `InvalidInput` or `Denied` for the mountpoint or the FUSE device; `AlreadyExists` where a
+/// dnpipes is mounted already.
+pub fn mount(
+    place: &Place,
+    options: Options,
+    backend: Arc<dyn Backend>,
+    runtime: &Handle,
+    ended: impl FnOnce() + Send + Sync + 'static,
+) -> Result<Mount> {
+    let mountpoint = prepare(&place.mountpoint)?;
+    let files = Arc::new(Files::new(backend, options));
+    let interrupts = Arc::<Interrupts>::default();
+    let adapter = Adapter {
+        files: Arc::clone(&files),
+        interrupts: Arc::clone(&interrupts),
+        runtime: runtime.clone(),
+        ended: Some(Box::new(move || {
+            interrupt::unwatch();
+            ended();
+        })),
+    };
+    let session = Session::new(adapter, &mountpoint, &config(place))
+        .map_err(|error| explain(&mountpoint, error))?;
+    interrupt::watch(session.as_fd().as_raw_fd(), interrupts);
+    let serving = session
+        .spawn()
+        .map_err(|error| Error::io("starting a thread", error))?;
+    // Dropped, it would unmount whatever is mounted there at that time: perhaps the next daemon's mount,
+    // where this one was detached while files were open. `Mount::end` unmounts.
+    std::mem::forget(serving);
+    let mount = Mount { files, mountpoint };
+    mount.check()?;
+    Ok(mount)
+}
+
+fn config(place: &Place) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        // A comma would end the option.
+        MountOption::FSName(place.source.replace(',', "_")),
+        MountOption::CUSTOM("subtype=dnpipes".to_owned()),
+        MountOption::DefaultPermissions,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoExec,
+        MountOption::NoAtime,
+    ];
+    if place.read_only {
+        config.mount_options.push(MountOption::RO);
+    }
+    config.acl = if place.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    config.n_threads = Some(THREADS);
+    config
+}
+
+/// What keeps FUSE from mounting, in words that say what to do.
+fn explain(mountpoint: &Path, error: io::Error) -> Error {
+    let context = format!("mounting on {}", mountpoint.display());
+    let hint = match error.kind() {
+        io::ErrorKind::NotFound if !Path::new("/dev/fuse").exists() => Some(
+            "there is no /dev/fuse; load the kernel's module with `modprobe fuse`, or give the container `--device /dev/fuse`",
+        ),
+        // fuser runs fusermount3 where mount(2) is not permitted.
+        io::ErrorKind::NotFound => {
+            Some("a user who is not root needs fusermount3, from the package fuse3")
+        }
+        io::ErrorKind::PermissionDenied if fs::File::open("/dev/fuse").is_err() => {
+            Some("no permission to open /dev/fuse")
+        }
+        _ => None,
+    };
+    match hint {
+        Some(hint) => Error::io(format!("{context}: {hint}"), error),
+        None => Error::io(context, error),
+    }
+}
+
+/// The mountpoint's absolute path, free to be mounted on: what a killed daemon left there is detached.
+fn prepare(mountpoint: &Path) -> Result<PathBuf> {
+    let named = |error| Error::io(format!("the mountpoint {}", mountpoint.display()), error);
+    let path = resolve(mountpoint).map_err(named)?;
+    while let Some(kind) = mounted(&path).map_err(named)? {
+        match fs::metadata(&path) {
+            // What the kernel answers for a mount whose daemon is gone.
+            Err(error) if kind == TYPE && error.raw_os_error() == Some(libc::ENOTCONN) => {
+                log::warn!(
+                    "{}: detaching what a daemon that is gone has left",
+                    path.display()
+                );
+                detach(&path)?;
+            }
+            Ok(_) if kind == TYPE => {
+                return Err(Error::new(
+                    Kind::AlreadyExists,
+                    format!("{}: a dnpipes is mounted there already", path.display()),
+                ));
+            }
+            _ => break,
+        }
+    }
+    if !fs::metadata(&path).map_err(named)?.is_dir() {
+        return Err(Error::new(
+            Kind::InvalidInput,
+            format!("the mountpoint {} is not a directory", path.display()),
+        ));
+    }
+    if fs::read_dir(&path).map_err(named)?.next().is_some() {
+        return Err(Error::new(
+            Kind::InvalidInput,
+            format!(
+                "the mountpoint {} is not empty; the mount would hide what is in it",
+                path.display()
+            ),
+        ));
+    }
+    Ok(path)
+}
+
+/// Like canonicalize, but also where the last directory is a dead mount, which cannot be looked at.
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    match path.canonicalize() {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            let path = std::path::absolute(path)?;
+            match (path.parent(), path.file_name()) {
+                (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
+                _ => Err(error),
+            }
+        }
+        other => other,
+    }
+}
+
+/// The type of the topmost mount on `path` (proc(5), mountinfo); `None` if nothing is mounted there.
+fn mounted(path: &Path) -> io::Result<Option<String>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    let lines = table.split(|byte| *byte == b'\n').rev();
+    Ok(lines
+        .filter(|line| {
+            field(line, 4).is_some_and(|point| unescape(point) == path.as_os_str().as_bytes())
+        })
+        .find_map(|line| {
+            let mut tail = line
+                .split(|byte| *byte == b' ')
+                .skip_while(|field| *field != b"-");
+            tail.nth(1)
+                .map(|kind| String::from_utf8_lossy(kind).into_owned())
+        }))
+}
+
+fn field(line: &[u8], number: usize) -> Option<&[u8]> {
+    line.split(|byte| *byte == b' ').nth(number)
+}
+
+/// mountinfo writes space, tab, newline and backslash as a backslash and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, tail)) = rest.split_first() {
+        let octal = (*byte == b'\\').then(|| tail.get(..3)).flatten();
+        match octal.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok()) {
+            Some(value) => {
+                out.push(value);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(*byte);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+/// Takes the topmost mount off `path` at once; what is open stays open until it is closed.
+fn detach(path: &Path) -> Result<()> {
+    let context = || format!("unmounting {}", path.display());
+    let c_path = CString::new(path.as_os_str().as_bytes())
+        .map_err(|error| Error::new(Kind::InvalidInput, context()).caused_by(error))?;
+    // SAFETY: the path ends with NUL.
+    if unsafe { libc::umount2(c_path.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::EPERM) {
+        return Err(Error::io(context(), error));
+    }
+    // A user who is not root unmounts by the set-user-id helper.
+    let helper = Command::new("fusermount3")
+        .args(["-u", "-z", "--"])
+        .arg(path)
+        .output();
+    match helper {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(Error::new(Kind::Io, format!("{}: {said}", context())))
+        }
+        Err(error) => Err(Error::io(format!("{}: fusermount3", context()), error)),
+    }
+}
+
+impl Mount {
+    /// Asks the mount something, by way of the kernel.
+    fn check(&self) -> Result<()> {
+        let failed = |error| {
+            Error::io(
+                format!("{} does not answer", self.mountpoint.display()),
+                error,
+            )
+        };
+        let root = fs::metadata(&self.mountpoint).map_err(failed)?;
+        if root.ino() != super::tree::ROOT {
+            return Err(failed(io::Error::other("something else is mounted there")));
+        }
+        if !interrupt::works() {
+            log::error!(
+                "requests pass by this program's read(2): blocked readers cannot be interrupted"
+            );
+        }
+        Ok(())
+    }
+
+    /// Ends the mount: readers get end of file, unfinished lines are pushed, and the mountpoint is free.
+    ///
+    /// # Errors
+    /// Where it cannot be unmounted.
+    pub fn end(&self, runtime: &Handle) -> Result<()> {
+        runtime.block_on(self.files.end());
+        detach(&self.mountpoint)
+    }
+
+    /// Whether any of its files is open.
+    pub fn in_use(&self) -> bool {
+        self.files.in_use()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_is_unescaped() {
+        assert_eq!(unescape(br"/a\040b\134c\011"), b"/a b\\c\t");
+        assert_eq!(unescape(br"/plain\04"), br"/plain\04");
+    }
+
+    #[test]
+    fn the_root_is_mounted_and_an_ordinary_folder_is_not() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().canonicalize().expect("path");
+        assert!(mounted(Path::new("/")).expect("table").is_some());
+        assert_eq!(mounted(&path).expect("table"), None);
+    }
+}

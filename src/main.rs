@@ -1,0 +1,20 @@
+//! `dnpipes`: parses, sets up the log, runs, and turns the outcome into an exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use dnpipes::cli::Cli;
+use dnpipes::run::{Outcome, run};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    env_logger::Builder::from_env(env_logger::Env::new().filter_or("DNPIPES_LOG", "warn")).init();
+    match run(cli.command) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::GotNothing) => ExitCode::from(3),
+        Err(error) => {
+            eprintln!("dnpipes: {error}");
+            ExitCode::from(if error.is_usage() { 2 } else { 1 })
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Messages, batches, positions and the identity of a push.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use crate::error::{Error, Kind, Result};
+
+/// Where a message stands in its pipe. Positions of one pipe only ever grow: a later message has a
+/// greater one, also across a reset, and also when the pipe was removed and made again (then the epoch
+/// has grown). They are not dense, and those of different pipes say nothing to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    epoch: u64,
+    seq: u64,
+}
+
+impl Position {
+    /// Before every message.
+    pub const MIN: Position = Position { epoch: 0, seq: 0 };
+    /// After every message.
+    pub const MAX: Position = Position {
+        epoch: u64::MAX,
+        seq: u64::MAX,
+    };
+
+    /// For backends: message `seq` of incarnation `epoch`.
+    pub fn new(epoch: u64, seq: u64) -> Self {
+        Position { epoch, seq }
+    }
+
+    /// The incarnation of the pipe.
+    pub fn epoch(self) -> u64 {
+        self.epoch
+    }
+
+    /// The number within the incarnation.
+    pub fn seq(self) -> u64 {
+        self.seq
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.seq)
+    }
+}
+
+/// A stored message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Where it stands.
+    pub position: Position,
+    /// When the backend took it, to the backend's own precision.
+    pub time: SystemTime,
+    /// Its bytes, without framing.
+    pub data: Bytes,
+}
+
+/// The messages of one push, in order. Cheap to clone: a repeated push shares them.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    messages: Arc<Vec<Bytes>>,
+    bytes: usize,
+}
+
+impl Batch {
+    /// A batch of at least one message.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] if there is none.
+    pub fn new(messages: Vec<Bytes>) -> Result<Self> {
+        if messages.is_empty() {
+            return Err(Error::new(Kind::InvalidInput, "a push without a message"));
+        }
+        let bytes = messages.iter().map(Bytes::len).sum();
+        Ok(Batch {
+            messages: Arc::new(messages),
+            bytes,
+        })
+    }
+
+    /// The messages.
+    pub fn messages(&self) -> &[Bytes] {
+        &self.messages
+    }
+
+    /// The sum of their lengths.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Who pushes: one per open file, drawn at random.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Producer([u8; 16]);
+
+impl Producer {
+    /// A new producer, unlike any other.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] if the system has no randomness to give.
+    pub fn random() -> Result<Self> {
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|error| {
+            Error::new(Kind::Io, "drawing a random producer id").caused_by(error.to_string())
+        })?;
+        Ok(Producer(id))
+    }
+
+    /// A producer known from elsewhere.
+    pub fn from_bytes(id: [u8; 16]) -> Self {
+        Producer(id)
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+/// The identity of a push. A producer numbers its pushes upwards and has one under way at a time; a push
+/// whose outcome is unknown is repeated with the same identity, and a backend stores it once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PushId {
+    /// Who pushes.
+    pub producer: Producer,
+    /// Its running number.
+    pub seq: u64,
+}
+
+/// A time from microseconds since 1970, as stores keep it.
+pub fn time_from_micros(micros: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_micros(micros)
+}
+
+/// Microseconds since 1970; 0 for a clock that stands before that.
+pub fn micros_from_time(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |age| age.as_micros() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_epoch_is_later_than_any_number_of_the_old_one() {
+        assert!(Position::new(2, 0) > Position::new(1, u64::MAX));
+        assert!(Position::new(1, 2) > Position::new(1, 1));
+        assert!(Position::MIN < Position::new(0, 1) && Position::new(7, 7) < Position::MAX);
+    }
+
+    #[test]
+    fn a_batch_has_at_least_one_message_and_knows_its_size() {
+        assert!(Batch::new(Vec::new()).is_err());
+        let batch = Batch::new(vec![Bytes::from_static(b"ab"), Bytes::new()]).expect("two");
+        assert_eq!((batch.messages().len(), batch.bytes()), (2, 2));
+    }
+}

@@ -1,0 +1,360 @@
+//! Bytes to messages and back; pure, no I/O.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::error::{Error, Kind, Result};
+use crate::selector::Frame;
+
+/// Bytes of the length before a message in the `len` frame.
+const HEADER: usize = 4;
+
+/// The bytes that a message of `length` bytes takes when it is read.
+pub fn framed_len(frame: Frame, length: usize) -> usize {
+    match frame {
+        Frame::Line | Frame::Nul => length + 1,
+        Frame::File => length,
+        Frame::Len => length + HEADER,
+    }
+}
+
+/// The bytes that `count` messages of `bytes` bytes in all take when they are read.
+pub fn framed_total(frame: Frame, count: u64, bytes: u64) -> u64 {
+    bytes.saturating_add(count.saturating_mul(framed_len(frame, 0) as u64))
+}
+
+/// Appends the framed message's bytes from `skip` on, at most `room` of them, to `out`.
+pub fn encode(frame: Frame, message: &[u8], skip: usize, room: usize, out: &mut Vec<u8>) {
+    let header = (message.len() as u32).to_be_bytes();
+    let parts: [&[u8]; 3] = match frame {
+        Frame::Line => [b"", message, b"\n"],
+        Frame::Nul => [b"", message, b"\0"],
+        Frame::File => [b"", message, b""],
+        Frame::Len => [&header, message, b""],
+    };
+    let (mut skip, mut room) = (skip, room);
+    for part in parts {
+        let skipped = skip.min(part.len());
+        let part = &part[skipped..];
+        let part = &part[..room.min(part.len())];
+        skip -= skipped;
+        room -= part.len();
+        out.extend_from_slice(part);
+    }
+}
+
+/// One writing process's stream: what it has written, up to its last whole message.
+#[derive(Debug)]
+pub struct Decoder {
+    frame: Frame,
+    /// Longest message, in bytes.
+    limit: usize,
+    partial: BytesMut,
+    trouble: Trouble,
+}
+
+/// What a message over the limit leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    None,
+    /// The kernel had sent one write(2) in several requests; it answers a short count for a failure of a
+    /// later one. The next request is refused, so that the writer learns of it.
+    Untold,
+    /// There is no telling where the next message starts.
+    Lost,
+}
+
+/// What a piece of the stream holds; [`Decoder::accept`] takes it over once the messages are stored.
+#[derive(Debug)]
+pub struct Decoded {
+    /// The whole messages.
+    pub messages: Vec<Bytes>,
+    /// Bytes of the piece that belong to them; the rest begins another message.
+    pub whole: usize,
+    /// Why the rest cannot be taken.
+    pub refused: Option<Error>,
+}
+
+impl Decoder {
+    /// A stream's beginning. `limit` is the longest message in bytes.
+    pub fn new(frame: Frame, limit: usize) -> Self {
+        Decoder {
+            frame,
+            limit,
+            partial: BytesMut::new(),
+            trouble: Trouble::None,
+        }
+    }
+
+    /// Bytes kept of a message that has not ended yet.
+    pub fn kept(&self) -> usize {
+        self.partial.len()
+    }
+
+    /// Finds the messages that end in `piece`. Changes nothing yet.
+    pub fn decode(&self, piece: &Bytes) -> Decoded {
+        if self.trouble != Trouble::None {
+            return Decoded {
+                messages: Vec::new(),
+                whole: 0,
+                refused: Some(self.too_long()),
+            };
+        }
+        match self.frame {
+            Frame::Line => self.delimited(piece, b'\n'),
+            Frame::Nul => self.delimited(piece, b'\0'),
+            Frame::Len => self.counted(piece),
+            Frame::File => {
+                let fits = self.partial.len() + piece.len() <= self.limit;
+                Decoded {
+                    messages: Vec::new(),
+                    whole: 0,
+                    refused: (!fits).then(|| self.too_long()),
+                }
+            }
+        }
+    }
+
+    fn delimited(&self, piece: &Bytes, end: u8) -> Decoded {
+        let mut decoded = Decoded {
+            messages: Vec::new(),
+            whole: 0,
+            refused: None,
+        };
+        for at in memchr::memchr_iter(end, piece) {
+            let part = piece.slice(decoded.whole..at);
+            let message = if decoded.messages.is_empty() {
+                self.with_partial(part)
+            } else {
+                part
+            };
+            if message.len() > self.limit {
+                decoded.refused = Some(self.too_long());
+                return decoded;
+            }
+            decoded.messages.push(message);
+            decoded.whole = at + 1;
+        }
+        let kept = if decoded.messages.is_empty() {
+            self.partial.len()
+        } else {
+            0
+        };
+        if kept + piece.len() - decoded.whole > self.limit {
+            decoded.refused = Some(self.too_long());
+        }
+        decoded
+    }
+
+    fn counted(&self, piece: &Bytes) -> Decoded {
+        let kept = self.partial.len();
+        let stream = self.with_partial(piece.clone());
+        let mut decoded = Decoded {
+            messages: Vec::new(),
+            whole: 0,
+            refused: None,
+        };
+        let mut at = 0;
+        while let Some(header) = stream[at..].first_chunk::<HEADER>() {
+            let length = u32::from_be_bytes(*header) as usize;
+            if length > self.limit {
+                decoded.refused = Some(self.too_long());
+                break;
+            }
+            let end = at + HEADER + length;
+            if end > stream.len() {
+                break;
+            }
+            decoded.messages.push(stream.slice(at + HEADER..end));
+            at = end;
+            decoded.whole = end - kept;
+        }
+        decoded
+    }
+
+    fn with_partial(&self, part: Bytes) -> Bytes {
+        if self.partial.is_empty() {
+            return part;
+        }
+        let mut whole = BytesMut::with_capacity(self.partial.len() + part.len());
+        whole.extend_from_slice(&self.partial);
+        whole.extend_from_slice(&part);
+        whole.freeze()
+    }
+
+    /// Takes over what was decoded from `piece`, its messages being stored. Returns the bytes taken: all,
+    /// or those of the whole messages where the rest is refused. `continued` says that the kernel sent the
+    /// piece as a later part of one write(2).
+    ///
+    /// # Errors
+    /// [`Kind::TooLong`] where the refused message begins the piece, or had begun before it: the part of
+    /// it that was kept is dropped.
+    pub fn accept(&mut self, piece: &Bytes, decoded: Decoded, continued: bool) -> Result<usize> {
+        if decoded.whole > 0 {
+            self.partial.clear();
+        }
+        match decoded.refused {
+            None => {
+                self.partial.extend_from_slice(&piece[decoded.whole..]);
+                Ok(piece.len())
+            }
+            Some(_) if decoded.whole > 0 => Ok(decoded.whole),
+            Some(error) => {
+                self.partial = BytesMut::new();
+                self.trouble = match self.frame {
+                    Frame::Len | Frame::File => Trouble::Lost,
+                    Frame::Line | Frame::Nul if continued => Trouble::Untold,
+                    Frame::Line | Frame::Nul => Trouble::None,
+                };
+                Err(error)
+            }
+        }
+    }
+
+    /// The last message, which the stream's end completes.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where the `len` frame was cut in the middle.
+    pub fn finish(&self) -> Result<Option<Bytes>> {
+        match (self.partial.is_empty(), self.frame) {
+            (true, _) => Ok(None),
+            (false, Frame::Len) => Err(Error::new(
+                Kind::InvalidInput,
+                format!("the last frame was cut after {} bytes", self.partial.len()),
+            )),
+            (false, _) => Ok(Some(Bytes::copy_from_slice(&self.partial))),
+        }
+    }
+
+    fn too_long(&self) -> Error {
+        Error::new(
+            Kind::TooLong,
+            format!("a message is longer than the limit of {} bytes", self.limit),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAMES: [Frame; 4] = [Frame::Line, Frame::Nul, Frame::File, Frame::Len];
+
+    /// Feeds the pieces and returns the messages, as a writer does whose pushes all succeed.
+    fn feed(frame: Frame, limit: usize, pieces: &[&[u8]]) -> Result<Vec<Bytes>> {
+        let mut decoder = Decoder::new(frame, limit);
+        let mut messages = Vec::new();
+        for piece in pieces {
+            let mut piece = Bytes::copy_from_slice(piece);
+            while !piece.is_empty() {
+                let decoded = decoder.decode(&piece);
+                messages.extend(decoded.messages.iter().cloned());
+                let taken = decoder.accept(&piece, decoded, false)?;
+                piece = piece.split_off(taken);
+            }
+        }
+        messages.extend(decoder.finish()?);
+        Ok(messages)
+    }
+
+    fn framed(frame: Frame, messages: &[&[u8]]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for message in messages {
+            encode(frame, message, 0, usize::MAX, &mut out);
+        }
+        out
+    }
+
+    #[test]
+    fn what_was_read_can_be_written_again_however_it_is_cut() {
+        let messages: [&[u8]; 5] = [b"one", b"", b"\xff\xfe\r", b"four", b"x"];
+        for frame in [Frame::Line, Frame::Nul, Frame::Len] {
+            let stream = framed(frame, &messages);
+            assert_eq!(
+                stream.len() as u64,
+                framed_total(frame, 5, messages.concat().len() as u64)
+            );
+            for cut in 0..=stream.len() {
+                for second in cut..=stream.len() {
+                    let pieces = [&stream[..cut], &stream[cut..second], &stream[second..]];
+                    let fed = feed(frame, 100, &pieces).expect("legal");
+                    assert_eq!(fed, messages, "{frame} cut at {cut} and {second}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn encoding_in_pieces_gives_the_same_bytes() {
+        for frame in FRAMES {
+            let whole = framed(frame, &[b"hello world"]);
+            for step in 1..=whole.len() {
+                let mut out = Vec::new();
+                while out.len() < whole.len() {
+                    let skip = out.len();
+                    encode(frame, b"hello world", skip, step, &mut out);
+                }
+                assert_eq!(out, whole, "{frame} by {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_file_frame_takes_any_bytes_as_one_message() {
+        let fed = feed(Frame::File, 100, &[b"a\nb", b"\0", b"c\n"]).expect("legal");
+        assert_eq!(fed, [Bytes::from_static(b"a\nb\0c\n")]);
+        assert!(feed(Frame::File, 100, &[]).expect("nothing").is_empty());
+    }
+
+    #[test]
+    fn a_message_at_the_limit_is_taken_and_one_over_it_refused() {
+        for (frame, at, over) in [
+            (Frame::Line, &b"12345\n"[..], &b"123456\n"[..]),
+            (Frame::Line, b"12345", b"123456"),
+            (Frame::Nul, b"12345\0", b"123456\0"),
+            (Frame::File, b"12345", b"123456"),
+            (Frame::Len, b"\0\0\0\x0512345", b"\0\0\0\x06123456"),
+        ] {
+            assert_eq!(
+                feed(frame, 5, &[at]).expect("at"),
+                [Bytes::from_static(b"12345")]
+            );
+            let error = feed(frame, 5, &[over]).expect_err("over");
+            assert_eq!(error.kind(), Kind::TooLong, "{frame}");
+            for cut in 0..over.len() {
+                let error = feed(frame, 5, &[&over[..cut], &over[cut..]]).expect_err("cut");
+                assert_eq!(error.kind(), Kind::TooLong, "{frame} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn messages_before_a_too_long_one_are_counted() {
+        let mut decoder = Decoder::new(Frame::Line, 5);
+        let piece = Bytes::from_static(b"one\ntwo\nmuch too long\nthree\n");
+        let decoded = decoder.decode(&piece);
+        assert_eq!(decoded.messages, ["one", "two"]);
+        assert_eq!(decoder.accept(&piece, decoded, false).expect("short"), 8);
+    }
+
+    #[test]
+    fn a_later_part_of_one_write_that_is_refused_is_told_once_more() {
+        let mut decoder = Decoder::new(Frame::Line, 5);
+        let mut write = |piece: &'static [u8], continued| {
+            let piece = Bytes::from_static(piece);
+            let decoded = decoder.decode(&piece);
+            decoder.accept(&piece, decoded, continued).ok()
+        };
+        assert_eq!(write(b"1234", false), Some(4));
+        assert_eq!(write(b"5678", true), None);
+        assert_eq!(write(b"90\n", false), None);
+        assert_eq!(write(b"next\n", false), Some(5));
+    }
+
+    #[test]
+    fn a_cut_len_frame_is_an_error_at_the_end() {
+        for cut in [&b"\0"[..], b"\0\0\0\x05", b"\0\0\0\x05abc"] {
+            let error = feed(Frame::Len, 100, &[cut]).expect_err("cut");
+            assert_eq!(error.kind(), Kind::InvalidInput);
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The reading side of an open file: a task fills a bounded buffer, reads take from it.
+//!
+//! A read that finds bytes answers at once. One that waits is a future: dropping it takes nothing away.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use super::framing::{encode, framed_len};
+use super::subscription::{Step, Subscription};
+use crate::backend::{Backend, weight};
+use crate::error::{Error, Kind, Result};
+use crate::message::Message;
+use crate::name::PipeName;
+use crate::selector::{Frame, Mode};
+
+/// Weight of messages that are kept ready; the task goes on once half of it is read.
+const BUFFER: usize = 2 << 20;
+
+/// Weight of messages that are fetched at once.
+const FETCH: usize = 512 << 10;
+
+/// Larger requests are answered below this, so that none is answered in full: the kernel cuts a longer
+/// read(2) into requests of 1 MiB, and after a full answer asks again, which could wait.
+const LONGEST_ANSWER: usize = (1 << 20) - 1;
+
+/// An open file's reading side.
+pub struct Reader {
+    shared: Arc<Shared>,
+    fill: AbortHandle,
+    frame: Frame,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// There is something new for those who read or poll.
+    changed: Notify,
+    /// There is something to do for the task that fills.
+    wanted: Notify,
+}
+
+struct State {
+    queue: VecDeque<Message>,
+    weight: usize,
+    /// Bytes of the first message's frame that were read already.
+    sent: usize,
+    phase: Phase,
+    /// The task sleeps until there is room.
+    full: bool,
+    /// The mount ends: whoever reads gets end of file.
+    ended: bool,
+}
+
+enum Phase {
+    /// The task is looking for messages.
+    Filling,
+    /// There was nothing at the last look; the task waits for a push.
+    Waiting,
+    /// The round has ended; the read that says so begins another.
+    End,
+    /// The next read fails with this.
+    Failed(Error),
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, messages: Vec<Message>) {
+        let mut state = self.lock();
+        state.weight += messages
+            .iter()
+            .map(|message| weight(&message.data))
+            .sum::<usize>();
+        state.queue.extend(messages);
+        state.phase = Phase::Filling;
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.lock().phase = phase;
+        self.changed.notify_waiters();
+    }
+}
+
+impl Reader {
+    /// Subscribes, pins the end and fetches what is there; needs the runtime's context.
+    ///
+    /// # Errors
+    /// As for [`Backend::subscribe`].
+    pub async fn open(
+        backend: &dyn Backend,
+        pipe: &PipeName,
+        mode: Mode,
+        frame: Frame,
+    ) -> Result<Self> {
+        let subscription = Subscription::open(backend, pipe, mode).await?;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                queue: VecDeque::new(),
+                weight: 0,
+                sent: 0,
+                phase: Phase::Filling,
+                full: false,
+                ended: false,
+            }),
+            changed: Notify::new(),
+            wanted: Notify::new(),
+        });
+        let fill = tokio::spawn(fill(Arc::clone(&shared), subscription)).abort_handle();
+        Ok(Reader {
+            shared,
+            fill,
+            frame,
+        })
+    }
+
+    /// At most `size` bytes: whole messages, as many as fit, or a part of one that alone does not fit.
+    /// Empty at the end of the round. Waits where the mode does; with `nonblock` it does not.
+    ///
+    /// # Errors
+    /// As for [`crate::backend::Source::next`]; [`Kind::WouldBlock`] with `nonblock`.
+    pub async fn read(&self, size: usize, nonblock: bool) -> Result<Vec<u8>> {
+        let mut asked = false;
+        loop {
+            // Made before the look, so that nothing is missed.
+            let changed = self.shared.changed.notified();
+            {
+                let mut state = self.shared.lock();
+                let bytes = state.take(self.frame, size.min(LONGEST_ANSWER));
+                if state.full && state.weight <= BUFFER / 2 {
+                    state.full = false;
+                    self.shared.wanted.notify_one();
+                }
+                if !bytes.is_empty() || state.ended || size == 0 {
+                    return Ok(bytes);
+                }
+                match std::mem::replace(&mut state.phase, Phase::Filling) {
+                    Phase::Filling => {}
+                    Phase::Waiting if !nonblock => state.phase = Phase::Waiting,
+                    Phase::Waiting if asked => {
+                        state.phase = Phase::Waiting;
+                        return Err(Error::new(Kind::WouldBlock, "there is no message now"));
+                    }
+                    Phase::Waiting => {
+                        // What was pushed a moment ago may not have arrived here: look again.
+                        asked = true;
+                        self.shared.wanted.notify_one();
+                    }
+                    Phase::End => {
+                        self.shared.wanted.notify_one();
+                        return Ok(bytes);
+                    }
+                    Phase::Failed(error) => {
+                        self.shared.wanted.notify_one();
+                        return Err(error);
+                    }
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Whether a read would not wait; looks again in the store before it says no.
+    pub async fn is_readable(&self) -> bool {
+        let mut asked = false;
+        loop {
+            let changed = self.shared.changed.notified();
+            {
+                let mut state = self.shared.lock();
+                if state.readable() {
+                    return true;
+                }
+                if matches!(state.phase, Phase::Waiting) {
+                    if asked {
+                        return false;
+                    }
+                    asked = true;
+                    state.phase = Phase::Filling;
+                    self.shared.wanted.notify_one();
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until a read would not wait.
+    pub async fn readable(&self) {
+        loop {
+            let changed = self.shared.changed.notified();
+            if self.shared.lock().readable() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Ends the file for whoever reads, now and later.
+    pub fn end(&self) {
+        self.shared.lock().ended = true;
+        self.shared.changed.notify_waiters();
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.fill.abort();
+    }
+}
+
+impl State {
+    fn readable(&self) -> bool {
+        !self.queue.is_empty() || self.ended || matches!(self.phase, Phase::End | Phase::Failed(_))
+    }
+
+    fn take(&mut self, frame: Frame, size: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        while let Some(first) = self.queue.front() {
+            let left = framed_len(frame, first.data.len()) - self.sent;
+            let room = size - out.len();
+            if left > room && !out.is_empty() {
+                break;
+            }
+            if out.is_empty() {
+                out.reserve(size.min(self.weight.max(left)));
+            }
+            encode(frame, &first.data, self.sent, room, &mut out);
+            if left > room {
+                self.sent += room;
+                break;
+            }
+            self.sent = 0;
+            self.weight -= weight(&first.data);
+            self.queue.pop_front();
+            // An empty message would read as end of file; it is passed over.
+            if frame == Frame::File && !out.is_empty() {
+                break;
+            }
+        }
+        out
+    }
+}
+
+/// Keeps the buffer filled until it is aborted.
+async fn fill(shared: Arc<Shared>, mut subscription: Subscription) {
+    loop {
+        let full = {
+            let mut state = shared.lock();
+            state.full = state.weight >= BUFFER;
+            state.full
+        };
+        if full {
+            shared.wanted.notified().await;
+            continue;
+        }
+        match subscription.ready(FETCH).await {
+            Ok(Step::Messages(messages)) => shared.add(messages),
+            Ok(Step::Wait) => {
+                shared.enter(Phase::Waiting);
+                tokio::select! {
+                    biased;
+                    step = subscription.wait(FETCH) => match step {
+                        Ok(Step::Messages(messages)) => shared.add(messages),
+                        Ok(Step::End | Step::Wait) => {}
+                        Err(error) => fail(&shared, error).await,
+                    },
+                    () = shared.wanted.notified() => {}
+                }
+            }
+            Ok(Step::End) => {
+                shared.enter(Phase::End);
+                while matches!(shared.lock().phase, Phase::End) {
+                    shared.wanted.notified().await;
+                }
+                if let Err(error) = subscription.restart().await {
+                    fail(&shared, error).await;
+                }
+            }
+            Err(error) => fail(&shared, error).await,
+        }
+    }
+}
+
+/// Leaves the failure for the next read, and goes on after that.
+async fn fail(shared: &Shared, error: Error) {
+    shared.enter(Phase::Failed(error));
+    while matches!(shared.lock().phase, Phase::Failed(_)) {
+        shared.wanted.notified().await;
+    }
+}

@@ -1,0 +1,160 @@
+//! The writing side of an open file: partial lines for each writing process, and the pushes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::Mutex;
+
+use super::framing::Decoder;
+use crate::backend::Backend;
+use crate::error::{Error, Kind, Result};
+use crate::message::{Batch, Producer, PushId};
+use crate::name::PipeName;
+use crate::selector::Frame;
+
+/// Turns what is written into pushes. Writers of one open file take turns, so that its pushes have one
+/// order and one is under way at a time.
+pub struct Writer {
+    backend: Arc<dyn Backend>,
+    pipe: PipeName,
+    frame: Frame,
+    limit: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    producer: Option<Producer>,
+    pushes: u64,
+    /// The streams, by FUSE lock owner: one for each process that writes through this open file.
+    streams: HashMap<u64, Stream>,
+}
+
+struct Stream {
+    decoder: Decoder,
+    /// The identity under which the last line is being pushed, should that be repeated.
+    closing: Option<PushId>,
+}
+
+impl State {
+    /// An identity that was not used before.
+    fn next_id(&mut self) -> Result<PushId> {
+        let producer = match self.producer {
+            Some(producer) => producer,
+            None => *self.producer.insert(Producer::random()?),
+        };
+        self.pushes += 1;
+        Ok(PushId {
+            producer,
+            seq: self.pushes,
+        })
+    }
+}
+
+impl Writer {
+    /// A writer whose messages are at most `limit` bytes long; the backend's own limit counts too.
+    pub fn new(backend: Arc<dyn Backend>, pipe: PipeName, frame: Frame, limit: usize) -> Self {
+        let limit = limit.min(backend.caps().max_message);
+        Writer {
+            backend,
+            pipe,
+            frame,
+            limit,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Takes the next piece of `owner`'s stream and pushes the messages that end in it. Returns the bytes
+    /// taken, once all of those messages are acknowledged: fewer than given where a message is over the
+    /// limit. `continued` says that the piece is a later part of one write(2).
+    ///
+    /// Dropping the future leaves the stream as it was; the push under way may still arrive.
+    ///
+    /// # Errors
+    /// As for [`Backend::push`]; nothing of the piece is kept then.
+    pub async fn write(&self, owner: u64, piece: Bytes, continued: bool) -> Result<usize> {
+        let mut state = self.state.lock().await;
+        let kept: usize = state
+            .streams
+            .values()
+            .map(|stream| stream.decoder.kept())
+            .sum();
+        if kept + piece.len() > self.limit.saturating_mul(2).max(4 << 20) {
+            return Err(self.named(Error::new(
+                Kind::TooLong,
+                format!("the unfinished lines of several processes reach {kept} bytes together"),
+            )));
+        }
+        let stream = state.streams.entry(owner).or_insert_with(|| Stream {
+            decoder: Decoder::new(self.frame, self.limit),
+            closing: None,
+        });
+        let mut decoded = stream.decoder.decode(&piece);
+        if !decoded.messages.is_empty() {
+            let batch = Batch::new(std::mem::take(&mut decoded.messages))?;
+            let id = state.next_id()?;
+            self.backend.push(&self.pipe, id, batch).await?;
+        }
+        match state.streams.get_mut(&owner) {
+            Some(stream) => stream
+                .decoder
+                .accept(&piece, decoded, continued)
+                .map_err(|error| self.named(error)),
+            None => Ok(piece.len()),
+        }
+    }
+
+    /// `owner` closes the file: its last, unterminated line is pushed.
+    ///
+    /// Dropping the future keeps the line for [`Writer::finish`].
+    ///
+    /// # Errors
+    /// As for [`Backend::push`], and [`Kind::InvalidInput`] for a cut `len` frame; the line is dropped.
+    pub async fn close(&self, owner: u64) -> Result<()> {
+        let mut state = self.state.lock().await;
+        self.close_stream(&mut state, owner).await
+    }
+
+    async fn close_stream(&self, state: &mut State, owner: u64) -> Result<()> {
+        let Some(stream) = state.streams.get(&owner) else {
+            return Ok(());
+        };
+        let pushed = match stream.decoder.finish() {
+            Ok(None) => Ok(()),
+            Ok(Some(last)) => {
+                let id = match stream.closing {
+                    Some(id) => id,
+                    None => state.next_id()?,
+                };
+                if let Some(stream) = state.streams.get_mut(&owner) {
+                    stream.closing = Some(id);
+                }
+                let batch = Batch::new(vec![last])?;
+                self.backend.push(&self.pipe, id, batch).await.map(|_| ())
+            }
+            Err(error) => Err(self.named(error)),
+        };
+        state.streams.remove(&owner);
+        pushed
+    }
+
+    /// The last close: whatever lines are left are pushed, and the first failure is returned.
+    ///
+    /// # Errors
+    /// As for [`Writer::close`].
+    pub async fn finish(&self) -> Result<()> {
+        let mut state = self.state.lock().await;
+        let owners: Vec<u64> = state.streams.keys().copied().collect();
+        let mut result = Ok(());
+        for owner in owners {
+            let closed = self.close_stream(&mut state, owner).await;
+            result = result.and(closed);
+        }
+        result
+    }
+
+    fn named(&self, error: Error) -> Error {
+        Error::new(error.kind(), format!("{}: {error}", self.pipe))
+    }
+}

@@ -1,0 +1,87 @@
+//! Going to the background, with an answer about how it went.
+
+use std::fs::File;
+use std::io::{self, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+
+use crate::error::{Error, Kind, Result};
+
+/// What the daemon says when it is ready; anything else is why it is not.
+const READY: &[u8] = b"\0";
+
+/// Which of the two processes this is.
+pub(super) enum Side {
+    /// The one that was started: the daemon has said how it went.
+    Starter(Result<()>),
+    /// The daemon; it has to say how it went.
+    Daemon(Starter),
+}
+
+/// The way to the process that waits for the daemon.
+pub(super) struct Starter(PipeWriter);
+
+/// Forks. Must be called before any thread is started.
+pub(super) fn detach() -> Result<Side> {
+    let (mut answer, starter) = io::pipe().map_err(|error| Error::io("making a pipe", error))?;
+    // SAFETY: there is one thread, so the child is a whole process.
+    match unsafe { libc::fork() } {
+        -1 => Err(Error::io("starting the daemon", io::Error::last_os_error())),
+        0 => {
+            drop(answer);
+            // SAFETY: no preconditions; the child leads no process group, so it cannot fail.
+            unsafe { libc::setsid() };
+            Ok(Side::Daemon(Starter(starter)))
+        }
+        _ => {
+            drop(starter);
+            let mut said = Vec::new();
+            answer
+                .read_to_end(&mut said)
+                .map_err(|error| Error::io("waiting for the daemon", error))?;
+            Ok(Side::Starter(match said.as_slice() {
+                READY => Ok(()),
+                [] => Err(Error::new(Kind::Io, "the daemon ended before it was ready")),
+                why => Err(Error::new(Kind::Io, String::from_utf8_lossy(why))),
+            }))
+        }
+    }
+}
+
+impl Starter {
+    /// Says that all is well, and lets go of the terminal. Standard error stays where it is a file.
+    pub(super) fn ready(mut self) -> Result<()> {
+        std::env::set_current_dir("/").map_err(|error| Error::io("changing to /", error))?;
+        let null = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map_err(|error| Error::io("opening /dev/null", error))?;
+        let streams = if logs_to_a_file() { 0..=1 } else { 0..=2 };
+        for stream in streams {
+            // SAFETY: both are open descriptors, and nothing in this program owns 0 to 2.
+            if unsafe { libc::dup2(null.as_raw_fd(), stream) } < 0 {
+                return Err(Error::io(
+                    "leaving the terminal",
+                    io::Error::last_os_error(),
+                ));
+            }
+        }
+        self.0
+            .write_all(READY)
+            .map_err(|error| Error::io("answering who started the daemon", error))
+    }
+
+    /// Says why it failed.
+    pub(super) fn failed(mut self, error: &Error) {
+        if let Err(unheard) = self.0.write_all(error.to_string().as_bytes()) {
+            log::error!("{error} (and nobody to tell: {unheard})");
+        }
+    }
+}
+
+fn logs_to_a_file() -> bool {
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    stderr
+        .and_then(|file| file.metadata())
+        .is_ok_and(|meta| meta.is_file())
+}

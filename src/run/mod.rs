@@ -1,0 +1,86 @@
+//! The commands, wired together.
+
+mod client;
+mod daemon;
+mod mount;
+
+use std::env;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+
+use tokio::runtime::Runtime;
+
+use crate::backend::BackendUrl;
+use crate::backend::sqlite::Durability;
+use crate::cli::Command;
+use crate::error::{Error, Kind, Result};
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It did what it was asked.
+    Done,
+    /// `pull --timeout` saw no message.
+    GotNothing,
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// Whatever keeps the command from doing what it was asked.
+pub fn run(command: Command) -> Result<Outcome> {
+    match command {
+        Command::Mount(args) => mount::mount(*args),
+        Command::Push(args) => client::push(args),
+        Command::Pull(args) => client::pull(args),
+        Command::Reset(args) => client::reset(args),
+        Command::Ls(args) => client::ls(args),
+        Command::Rm(args) => client::rm(args),
+    }
+}
+
+fn runtime(threads: usize) -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::io("starting the runtime", error))
+}
+
+/// The source that was named, or this user's store; its directory is made on first use.
+fn source_or_default(source: Option<BackendUrl>) -> Result<BackendUrl> {
+    if let Some(source) = source {
+        return Ok(source);
+    }
+    let folder = default_folder()?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .map_err(|error| Error::io(format!("making {}", folder.display()), error))?;
+    Ok(BackendUrl::Sqlite {
+        path: folder.join("pipes.db"),
+        durability: Durability::Full,
+    })
+}
+
+fn default_folder() -> Result<PathBuf> {
+    // SAFETY: geteuid(2) cannot fail.
+    if unsafe { libc::geteuid() } == 0 {
+        return Ok("/var/lib/dnpipes".into());
+    }
+    let named = |name| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    match (named("XDG_DATA_HOME"), named("HOME")) {
+        (Some(data), _) => Ok(data.join("dnpipes")),
+        (None, Some(home)) => Ok(home.join(".local/share/dnpipes")),
+        (None, None) => Err(Error::new(
+            Kind::InvalidInput,
+            "no source is named, and neither XDG_DATA_HOME nor HOME says where this user's store is",
+        )),
+    }
+}

@@ -1,0 +1,177 @@
+//! `dnpipes mount`: start, readiness, signals, and the order in which things end.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use super::daemon::{self, Side, Starter};
+use super::{Outcome, runtime, source_or_default};
+use crate::backend::{self, retry::Retry};
+use crate::cli::MountArgs;
+use crate::error::{Error, Result};
+use crate::fs::session::{self, Mount, Options, Place};
+
+/// Threads of the runtime: on two cores as many again, so that one that waits for a slow disk leaves some.
+const THREADS: usize = 4;
+
+/// How long open files are waited for after the mountpoint is free.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What ends a mount.
+enum Event {
+    Signal(i32),
+    /// It was unmounted.
+    Unmounted,
+}
+
+pub(super) fn mount(mut args: MountArgs) -> Result<Outcome> {
+    args.apply_options().map_err(Error::usage)?;
+    let starter = if args.daemon {
+        match daemon::detach()? {
+            Side::Starter(result) => return result.map(|()| Outcome::Done),
+            Side::Daemon(starter) => Some(starter),
+        }
+    } else {
+        None
+    };
+    // Before any thread is started, so that every thread leaves them to the one that waits for them.
+    block_signals()?;
+    match start(args) {
+        Ok(running) => running.until_the_end(starter),
+        Err(error) => match starter {
+            // The process that was started by hand reports it.
+            Some(starter) => {
+                starter.failed(&error);
+                Ok(Outcome::Done)
+            }
+            None => Err(error),
+        },
+    }
+}
+
+struct Running {
+    runtime: tokio::runtime::Runtime,
+    mount: Mount,
+    events: Receiver<Event>,
+}
+
+fn start(args: MountArgs) -> Result<Running> {
+    let source = source_or_default(args.source)?;
+    let backend = Retry::new(backend::open(&source)?, args.timeout);
+    let runtime = runtime(THREADS)?;
+    // SAFETY: neither call can fail.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    let options = Options {
+        mode: args.mode,
+        frame: args.frame,
+        max_message: args.max_message_size,
+        allow_delete: args.allow_delete,
+        uid: args.uid.unwrap_or(uid),
+        gid: args.gid.unwrap_or(gid),
+        file_mode: args.file_mode,
+    };
+    let place = Place {
+        mountpoint: args.mountpoint,
+        source: source.to_string(),
+        read_only: args.read_only,
+        allow_other: args.allow_other,
+    };
+    let (sender, events) = channel();
+    wait_for_signals(sender.clone())?;
+    let ended = move || {
+        // Nobody listens any more once the program ends.
+        drop(sender.send(Event::Unmounted));
+    };
+    let mount = session::mount(&place, options, Arc::new(backend), runtime.handle(), ended)?;
+    log::info!(
+        "{} is mounted on {}",
+        place.source,
+        place.mountpoint.display()
+    );
+    Ok(Running {
+        runtime,
+        mount,
+        events,
+    })
+}
+
+impl Running {
+    fn until_the_end(self, starter: Option<Starter>) -> Result<Outcome> {
+        if let Some(starter) = starter
+            && let Err(error) = starter.ready()
+        {
+            self.mount.end(self.runtime.handle())?;
+            return Err(error);
+        }
+        let outcome = match self.events.recv() {
+            Ok(Event::Unmounted) | Err(_) => Ok(Outcome::Done),
+            Ok(Event::Signal(signal)) => {
+                log::info!("signal {signal}: unmounting");
+                let ended = self.mount.end(self.runtime.handle());
+                self.wait_for_open_files();
+                ended.map(|()| Outcome::Done)
+            }
+        };
+        // What still waits for a backend must not keep the program from ending.
+        self.runtime.shutdown_background();
+        outcome
+    }
+
+    /// The kernel ends the session once the last file is closed.
+    fn wait_for_open_files(&self) {
+        while let Ok(event) = self.events.recv_timeout(GRACE) {
+            if matches!(event, Event::Unmounted) {
+                return;
+            }
+        }
+        if self.mount.in_use() {
+            log::warn!("leaving files that are still open; their next use fails with ENOTCONN");
+        }
+    }
+}
+
+const SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+fn signal_set() -> libc::sigset_t {
+    // SAFETY: `sigset_t` is plain data, and both calls get a valid one and valid signals.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in SIGNALS {
+            libc::sigaddset(&mut set, signal);
+        }
+        set
+    }
+}
+
+fn block_signals() -> Result<()> {
+    // SAFETY: the set is valid; the old one is not asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &signal_set(), std::ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(Error::io(
+            "blocking signals",
+            io::Error::from_raw_os_error(error),
+        )),
+    }
+}
+
+fn wait_for_signals(events: Sender<Event>) -> Result<()> {
+    let wait = move || {
+        loop {
+            let mut signal = 0;
+            // SAFETY: the set is valid, and `signal` outlives the call.
+            if unsafe { libc::sigwait(&signal_set(), &mut signal) } != 0 {
+                return;
+            }
+            if events.send(Event::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)
+        .map(drop)
+        .map_err(|error| Error::io("starting a thread", error))
+}

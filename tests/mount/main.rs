@@ -1,0 +1,5 @@
+//! Real mounts, real programs.
+
+mod support;
+
+mod basics;

@@ -1,0 +1,344 @@
+//! Real mounts for the tests: each makes and reaps its own daemons, folders and processes.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// The program under test.
+pub(crate) const DNPIPES: &str = env!("CARGO_BIN_EXE_dnpipes");
+
+/// Long enough for a loaded machine; a test that needs it has failed.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` gives something, and panics after [`DEADLINE`].
+pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < DEADLINE, "waited in vain for: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A folder with a database of its own.
+pub(crate) struct Store {
+    folder: TempDir,
+}
+
+impl Store {
+    pub(crate) fn new() -> Self {
+        Store {
+            folder: tempfile::tempdir().expect("a temporary folder"),
+        }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.folder.path().join("pipes.db")
+    }
+
+    /// Its URL, with the default durability.
+    pub(crate) fn url(&self) -> String {
+        format!("sqlite:{}", self.database().display())
+    }
+
+    /// Runs a command of dnpipes on this store, without a mount.
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(DNPIPES);
+        command.args(args).env("DNPIPES_SOURCE", self.url());
+        finish(command.stdin(Stdio::null()))
+    }
+}
+
+/// A mounted daemon; dropped, it is killed, unmounted and reaped.
+pub(crate) struct Mount {
+    daemon: Child,
+    folder: TempDir,
+    mountpoint: PathBuf,
+}
+
+impl Mount {
+    /// Mounts `source` on a new folder.
+    pub(crate) fn new(source: &str, flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mountpoint = folder.path().join("mnt");
+        fs::create_dir(&mountpoint).expect("a mountpoint");
+        Mount::start(source, flags, folder, mountpoint)
+    }
+
+    /// Mounts a store of its own in memory.
+    pub(crate) fn memory(flags: &[&str]) -> Self {
+        Mount::new("memory:", flags)
+    }
+
+    fn start(source: &str, flags: &[&str], folder: TempDir, mountpoint: PathBuf) -> Self {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(folder.path().join("log"))
+            .expect("a log");
+        let daemon = Command::new(DNPIPES)
+            .arg("mount")
+            .args(flags)
+            .arg(source)
+            .arg(&mountpoint)
+            .env("DNPIPES_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("dnpipes starts");
+        let mut mount = Mount {
+            daemon,
+            folder,
+            mountpoint,
+        };
+        wait_for("the mount", || {
+            if let Some(status) = mount.daemon.try_wait().expect("wait") {
+                panic!("the daemon ended with {status}: {}", mount.log());
+            }
+            mount.is_live().then_some(())
+        });
+        mount
+    }
+
+    /// Whether the mountpoint answers as a mount.
+    pub(crate) fn is_live(&self) -> bool {
+        let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev());
+        match (device(&self.mountpoint), device(self.folder.path())) {
+            (Ok(mount), Ok(folder)) => mount != folder,
+            _ => false,
+        }
+    }
+
+    /// The mountpoint.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// A file in it.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.mountpoint.join(name)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.daemon.id()
+    }
+
+    /// What the daemon has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Runs a script with bash, in the mountpoint.
+    pub(crate) fn sh(&self, script: &str) -> Output {
+        self.shell("bash", script)
+    }
+
+    /// Runs a script with a shell (`bash`, `dash`, `busybox sh`), in the mountpoint.
+    pub(crate) fn shell(&self, shell: &str, script: &str) -> Output {
+        let mut words = shell.split(' ');
+        let mut command = Command::new(words.next().expect("a shell"));
+        command
+            .args(words)
+            .arg("-c")
+            .arg(script)
+            .current_dir(&self.mountpoint);
+        finish(command.stdin(Stdio::null()))
+    }
+
+    /// What a script prints; it must succeed and print no error.
+    pub(crate) fn out(&self, script: &str) -> String {
+        let output = self.sh(script);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success() && errors.is_empty(),
+            "{script}: {}\n{errors}\nlog: {}",
+            output.status,
+            self.log()
+        );
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Starts a process in the mountpoint, its output piped; reaped when dropped.
+    pub(crate) fn spawn(&self, script: &str) -> Running {
+        let mut command = Command::new("bash");
+        command.arg("-c").arg(script).current_dir(&self.mountpoint);
+        Running::start(&mut command)
+    }
+
+    /// All messages of a pipe, as lines.
+    pub(crate) fn lines(&self, pipe: &str) -> Vec<String> {
+        let bytes = fs::read(self.file(&format!("{pipe}@snapshot,line"))).expect("a snapshot");
+        let text = String::from_utf8(bytes).expect("text");
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Sends the daemon a signal.
+    pub(crate) fn signal(&self, signal: i32) {
+        // SAFETY: the daemon is our child and not yet reaped, so the number is its own.
+        assert_eq!(unsafe { libc::kill(self.pid() as i32, signal) }, 0);
+    }
+
+    /// SIGTERM, and how the daemon ended.
+    pub(crate) fn stop(&mut self) -> ExitStatus {
+        self.signal(libc::SIGTERM);
+        self.wait()
+    }
+
+    /// Waits for the daemon to end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        wait_for("the daemon's end", || self.daemon.try_wait().expect("wait"))
+    }
+
+    /// kill -9, and a new daemon on the same mountpoint.
+    pub(crate) fn crash_and_restart(mut self, source: &str, flags: &[&str]) -> Mount {
+        self.daemon.kill().expect("kill");
+        self.daemon.wait().expect("wait");
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("folder"));
+        let mountpoint = std::mem::replace(&mut self.mountpoint, self.folder.path().to_owned());
+        Mount::start(source, flags, folder, mountpoint)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // A test that failed leaves it running; one that passed may have ended it already.
+        if matches!(self.daemon.try_wait(), Ok(None)) {
+            self.daemon.kill().ok();
+            self.daemon.wait().ok();
+        }
+        Command::new("umount")
+            .args(["-q", "-l"])
+            .arg(&self.mountpoint)
+            .stderr(Stdio::null())
+            .status()
+            .ok();
+    }
+}
+
+/// A process with its output piped, in a process group of its own; killed and reaped when dropped.
+pub(crate) struct Running {
+    child: Child,
+}
+
+impl Running {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .expect("the process starts");
+        Running { child }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Signals the process and what it has started.
+    pub(crate) fn signal(&self, signal: i32) {
+        // SAFETY: the group's leader is our child and not yet reaped.
+        assert_eq!(unsafe { libc::kill(-self.pid(), signal) }, 0);
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("wait").is_none()
+    }
+
+    /// Waits until the process, or one that it started, is blocked in a request to the mount.
+    pub(crate) fn wait_until_blocked(&mut self) {
+        wait_for("a blocked request", || {
+            assert!(
+                self.is_running(),
+                "the process has ended instead of blocking"
+            );
+            descendants(self.pid())
+                .into_iter()
+                .find(|pid| is_blocked_in_fuse(*pid))
+        });
+    }
+
+    /// Waits for the end and collects the output. Killed at the deadline, which fails the test.
+    pub(crate) fn finish(mut self) -> Output {
+        let out = collect(self.child.stdout.take().expect("piped"));
+        let err = collect(self.child.stderr.take().expect("piped"));
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                break status;
+            }
+            if start.elapsed() > DEADLINE {
+                self.signal(libc::SIGKILL);
+                panic!("the process did not end in time");
+            }
+            thread::sleep(Duration::from_millis(1));
+        };
+        Output {
+            status,
+            stdout: out.join().expect("stdout"),
+            stderr: err.join().expect("stderr"),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(libc::SIGKILL);
+            self.child.wait().ok();
+        }
+    }
+}
+
+fn collect(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).expect("output");
+        bytes
+    })
+}
+
+/// Runs a command to its end, killed at the deadline.
+pub(crate) fn finish(command: &mut Command) -> Output {
+    Running::start(command).finish()
+}
+
+/// The process and all that it has started.
+fn descendants(pid: i32) -> Vec<i32> {
+    let mut found = vec![pid];
+    let mut at = 0;
+    while at < found.len() {
+        let path = format!("/proc/{0}/task/{0}/children", found[at]);
+        let children = fs::read_to_string(path).unwrap_or_default();
+        found.extend(
+            children
+                .split_whitespace()
+                .filter_map(|pid| pid.parse::<i32>().ok()),
+        );
+        at += 1;
+    }
+    found
+}
+
+/// Whether the kernel has the process wait for a FUSE answer (proc(5), wchan and stack).
+fn is_blocked_in_fuse(pid: i32) -> bool {
+    ["wchan", "stack"].iter().any(|file| {
+        fs::read_to_string(format!("/proc/{pid}/{file}"))
+            .is_ok_and(|text| text.contains("request_wait_answer") || text.contains("fuse"))
+    })
+}
