@@ -87,6 +87,23 @@ impl Batch {
         &self.messages
     }
 
+    /// Refuses a message of more than `limit` bytes.
+    ///
+    /// # Errors
+    /// [`Kind::TooLong`].
+    pub fn check(&self, limit: usize) -> Result<()> {
+        match self.messages.iter().find(|message| message.len() > limit) {
+            None => Ok(()),
+            Some(message) => Err(Error::new(
+                Kind::TooLong,
+                format!(
+                    "a message of {} bytes is over the limit of {limit}",
+                    message.len()
+                ),
+            )),
+        }
+    }
+
     /// The sum of their lengths.
     pub fn bytes(&self) -> usize {
         self.bytes

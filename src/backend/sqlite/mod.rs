@@ -262,7 +262,10 @@ impl Backend for Sqlite {
     }
 
     fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
-        Box::pin(writer::push(&self.store, pipe, id, batch))
+        Box::pin(async move {
+            batch.check(MAX_MESSAGE)?;
+            writer::push(&self.store, pipe, id, batch).await
+        })
     }
 
     fn subscribe<'a>(&'a self, pipe: &'a PipeName, start: Start) -> Fut<'a, Box<dyn Source>> {
