@@ -146,6 +146,27 @@ pub struct PushId {
     pub producer: Producer,
     /// Its running number.
     pub seq: u64,
+    /// Whether an earlier try may have arrived. Backends that have to search for it do so only then.
+    pub repeated: bool,
+}
+
+impl PushId {
+    /// The first try of a producer's push number `seq`.
+    pub fn first(producer: Producer, seq: u64) -> Self {
+        PushId {
+            producer,
+            seq,
+            repeated: false,
+        }
+    }
+
+    /// The same push, tried again.
+    pub fn again(self) -> Self {
+        PushId {
+            repeated: true,
+            ..self
+        }
+    }
 }
 
 /// A time from microseconds since 1970, as stores keep it.

@@ -12,7 +12,7 @@ use crate::message::{Batch, Message, Position, Producer, PushId};
 use crate::name::PipeName;
 
 /// How many producers are remembered, to store a repeated push once.
-const PRODUCERS: usize = 32_768;
+const PRODUCERS: usize = 65_536;
 
 /// The in-memory backend. Clones share their pipes.
 #[derive(Clone)]

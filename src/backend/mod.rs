@@ -82,8 +82,9 @@ pub trait Backend: Send + Sync {
 
     /// Appends the batch and returns the position of its last message, once it is acknowledged: from then
     /// on every participant MUST find it until a reset. The batch MUST be stored as a whole, its messages
-    /// together and in order, or not at all. A push whose `id` was stored before MUST NOT be stored again;
-    /// the earlier position is returned. A pipe that does not exist is created.
+    /// together and in order, or not at all. A push repeated with the same `id`, marked by
+    /// [`PushId::again`], MUST NOT be stored twice: the earlier position is returned. That holds at least for
+    /// the last 65,536 pushes to the pipe, until a reset. A pipe that does not exist is created.
     ///
     /// # Errors
     /// `TooLong` over [`Caps::max_message`], `Full`, `Denied`, `Unreachable`, `Damaged`, `Io`. Where

@@ -136,8 +136,11 @@ impl Backend for Retry {
 
     fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
         Box::pin(async move {
+            let mut id = id;
             self.run("pushing to", Some(pipe), || {
-                self.inner.push(pipe, id, batch.clone())
+                let tried = self.inner.push(pipe, id, batch.clone());
+                id = id.again();
+                tried
             })
             .await
         })

@@ -45,10 +45,7 @@ impl State {
             None => *self.producer.insert(Producer::random()?),
         };
         self.pushes += 1;
-        Ok(PushId {
-            producer,
-            seq: self.pushes,
-        })
+        Ok(PushId::first(producer, self.pushes))
     }
 }
 
@@ -124,7 +121,7 @@ impl Writer {
             Ok(None) => Ok(()),
             Ok(Some(last)) => {
                 let id = match stream.closing {
-                    Some(id) => id,
+                    Some(id) => id.again(),
                     None => state.next_id()?,
                 };
                 if let Some(stream) = state.streams.get_mut(&owner) {

@@ -44,10 +44,7 @@ pub(super) fn push(args: PushArgs) -> Result<Outcome> {
                 .messages
                 .into_iter()
                 .map(|message| message.into_vec().into());
-            let id = PushId {
-                producer: Producer::random()?,
-                seq: 1,
-            };
+            let id = PushId::first(Producer::random()?, 1);
             backend
                 .push(&pipe, id, Batch::new(messages.collect())?)
                 .await?;

@@ -1,7 +1,8 @@
 //! The small file beside the database by which processes share it: who may write, and who is told.
 //!
-//! - **Writing**: one writer at a time, in turn, by two byte-range locks (fcntl(2), open file description
-//!   locks). SQLite's own busy timeout is not fair: a process that pushes all the time starves the others.
+//! - **Turns**: SQLite's own lock lets one writer in at a time, but nobody queues for it: a process that
+//!   pushes all the time starves the others. So whoever finds it taken queues for the turn (a byte-range
+//!   lock, fcntl(2), of the open file description), and nobody overtakes while somebody has the turn.
 //! - **Telling**: after a commit the writer puts a new number into the pipe's slot, and inotify(7) wakes
 //!   the other processes. Watching the write-ahead log instead would not do: its event comes before the
 //!   commit is visible.
@@ -30,9 +31,8 @@ const SLOT: usize = size_of::<u64>();
 /// What rings when a pipe is made; no pipe has this id.
 pub(super) const NEW_PIPE: u64 = 0;
 
-/// The locks' bytes lie far behind the slots.
+/// The lock's byte lies far behind the slots.
 const TURN: i64 = 1 << 20;
-const WRITE: i64 = TURN + 1;
 
 /// How often to look without having been told, where inotify is not to be had.
 const POLL: Duration = Duration::from_millis(50);
@@ -69,8 +69,8 @@ impl Drop for Waiter {
     }
 }
 
-/// The right to write, until it is dropped.
-pub(super) struct Pass<'a>(&'a Bell);
+/// The turn, until it is dropped.
+pub(super) struct Turn<'a>(&'a Bell);
 
 impl Bell {
     pub(super) fn open(path: PathBuf) -> Result<Self> {
@@ -178,56 +178,48 @@ impl Bell {
         }
     }
 
-    /// Waits for its turn to write.
-    pub(super) fn enter(&self) -> Result<Pass<'_>> {
-        self.lock(TURN, libc::F_WRLCK, true)?;
-        let entered = self.lock(WRITE, libc::F_WRLCK, true);
-        self.unlock(TURN);
-        entered.map(|()| Pass(self))
+    /// Waits for the turn. Threads of one process share it; they must queue before.
+    pub(super) fn turn(&self) -> Result<Turn<'_>> {
+        self.lock(libc::F_OFD_SETLKW, libc::F_WRLCK)
+            .map_err(|error| Error::io(format!("locking {}", self.path.display()), error))?;
+        Ok(Turn(self))
     }
 
-    /// The right to write, if nobody has it and nobody waits for it.
-    pub(super) fn try_enter(&self) -> Option<Pass<'_>> {
-        self.lock(TURN, libc::F_WRLCK, false).ok()?;
-        let entered = self.lock(WRITE, libc::F_WRLCK, false);
-        self.unlock(TURN);
-        entered.ok().map(|()| Pass(self))
-    }
-
-    fn unlock(&self, byte: i64) {
-        if let Err(error) = self.lock(byte, libc::F_UNLCK, false) {
-            log::error!("{error}");
+    /// Whether another process has the turn.
+    pub(super) fn is_turn_taken(&self) -> bool {
+        match self.lock(libc::F_OFD_GETLK, libc::F_WRLCK) {
+            Ok(found) => found != libc::F_UNLCK,
+            // Then queueing will say what is wrong.
+            Err(_) => true,
         }
     }
 
-    fn lock(&self, byte: i64, kind: libc::c_int, wait: bool) -> Result<()> {
+    /// fcntl(2) on the turn's byte; returns the kind of lock that the kernel wrote back.
+    fn lock(&self, command: libc::c_int, kind: libc::c_int) -> io::Result<libc::c_int> {
         // SAFETY: `flock` is plain data, for which all zeros is a valid value.
         let mut range: libc::flock = unsafe { std::mem::zeroed() };
         range.l_type = kind as libc::c_short;
         range.l_whence = libc::SEEK_SET as libc::c_short;
-        range.l_start = byte;
+        range.l_start = TURN;
         range.l_len = 1;
-        let command = if wait {
-            libc::F_OFD_SETLKW
-        } else {
-            libc::F_OFD_SETLK
-        };
         loop {
             // SAFETY: the descriptor is open as long as `self`, and `range` outlives the call.
-            if unsafe { libc::fcntl(self.file.as_raw_fd(), command, &range) } == 0 {
-                return Ok(());
+            if unsafe { libc::fcntl(self.file.as_raw_fd(), command, &mut range) } == 0 {
+                return Ok(libc::c_int::from(range.l_type));
             }
             let error = io::Error::last_os_error();
             if error.kind() != io::ErrorKind::Interrupted {
-                return Err(Error::io(format!("locking {}", self.path.display()), error));
+                return Err(error);
             }
         }
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.unlock(WRITE);
+        if let Err(error) = self.0.lock(libc::F_OFD_SETLK, libc::F_UNLCK) {
+            log::error!("unlocking {}: {error}", self.0.path.display());
+        }
     }
 }
 
@@ -266,41 +258,34 @@ pub(super) async fn listen(bell: Arc<Bell>, slow: Duration, mut look: impl FnMut
 mod tests {
     use super::*;
 
-    /// A writer that never pauses leaves the others their turn.
     #[test]
-    fn writers_take_turns() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("bell");
-        let (busy, patient) = (
-            Bell::open(path.clone()).expect("busy"),
-            Bell::open(path).expect("patient"),
-        );
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let pass = busy.try_enter().map_or_else(|| busy.enter(), Ok);
-                    drop(pass.expect("pass"));
-                }
-            });
-            for _ in 0..1000 {
-                drop(patient.enter().expect("pass"));
-            }
-            stop.store(true, Ordering::Relaxed);
-        });
-    }
-
-    #[test]
-    fn two_handles_never_write_at_once() {
+    fn one_process_has_the_turn_and_the_others_see_it() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("bell");
         let (one, two) = (
             Bell::open(path.clone()).expect("one"),
             Bell::open(path).expect("two"),
         );
-        let pass = one.enter().expect("pass");
-        assert!(two.try_enter().is_none());
-        drop(pass);
-        assert!(two.try_enter().is_some());
+        assert!(!two.is_turn_taken());
+        let turn = one.turn().expect("the turn");
+        assert!(two.is_turn_taken() && !one.is_turn_taken());
+        drop(turn);
+        assert!(!two.is_turn_taken());
+    }
+
+    #[test]
+    fn what_one_rings_the_other_sees_once() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("bell");
+        let (one, two) = (
+            Bell::open(path.clone()).expect("one"),
+            Bell::open(path).expect("two"),
+        );
+        one.ring(3);
+        one.ring(3 + SLOTS as u64);
+        one.ring(SLOTS as u64 - 1);
+        assert!(one.changed().is_empty(), "it has told its own already");
+        assert_eq!(two.changed(), [3, SLOTS - 1]);
+        assert!(two.changed().is_empty());
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use super::Durability;
@@ -21,7 +22,7 @@ const SCHEMA_VERSION: i64 = 1;
 /// - A row of `chunk` holds messages `last - count + 1 ..= last` of its pipe; `total` is the sum of the
 ///   lengths of all messages that were ever pushed up to its last. The first message retained is
 ///   `pipe.start`, and `pipe.start_total` the sum before it.
-/// - `producer` remembers the last push of each producer, so that a repeat is stored once.
+/// - `producer` and `push` are the identity of the push that a row is of, for finding a repeated one.
 /// - `garbage` names rows that a reset or a removal has left to be deleted: those of the pipe up to `last`.
 const SCHEMA: &str = "
     CREATE TABLE pipe (
@@ -37,24 +38,19 @@ const SCHEMA: &str = "
         count INTEGER NOT NULL,
         total INTEGER NOT NULL,
         time INTEGER NOT NULL,
+        producer BLOB NOT NULL,
+        push INTEGER NOT NULL,
         data BLOB NOT NULL,
         PRIMARY KEY (pipe, last)
-    ) WITHOUT ROWID;
-    CREATE TABLE producer (
-        id BLOB PRIMARY KEY,
-        seq INTEGER NOT NULL,
-        pipe INTEGER NOT NULL,
-        last INTEGER NOT NULL,
-        time INTEGER NOT NULL
     ) WITHOUT ROWID;
     CREATE TABLE garbage (pipe INTEGER NOT NULL, last INTEGER NOT NULL);
 ";
 
-/// A foreign writer or a recovery may hold the file for a moment; longer than this is an outage.
-const BUSY: Duration = Duration::from_millis(200);
+/// While a connection is opened, others may be opening, recovering or closing the last one.
+const OPENING: Duration = Duration::from_secs(5);
 
 /// Pages in the write-ahead log before a commit moves them into the database file.
-const CHECKPOINT_PAGES: u32 = 4000;
+const CHECKPOINT_PAGES: u32 = 1000;
 
 /// The name of a file beside the database.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -153,12 +149,21 @@ fn refuse_network(folder: &Path) -> Result<()> {
 }
 
 /// Connects and, in a file that is still empty, lays out the tables.
-pub(super) fn connect(path: &Path, durability: Durability, cache_kib: u32) -> Result<Connection> {
+/// `busy` is how long it waits for
+/// SQLite's locks later.
+pub(super) fn connect(
+    path: &Path,
+    durability: Durability,
+    cache_kib: u32,
+    busy: Duration,
+) -> Result<Connection> {
     let context = || format!("opening the store {}", path.display());
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(|e| sqlite(context(), e))?;
     let result = (|| {
-        connection.busy_timeout(BUSY)?;
+        connection.busy_timeout(OPENING)?;
+        // Without it SQLite plans a statement anew for each new value that it compares with.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.set_prepared_statement_cache_capacity(32);
         let pragma = |name: &str| {
             connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0))
@@ -187,6 +192,7 @@ pub(super) fn connect(path: &Path, durability: Durability, cache_kib: u32) -> Re
                 Durability::Process => "NORMAL",
             }
         ))?;
+        connection.busy_timeout(busy)?;
         Ok(Ok(()))
     })();
     result.map_err(|error| sqlite(context(), error))??;

@@ -46,6 +46,9 @@ const READERS: usize = 4;
 const READER_CACHE_KIB: u32 = 1024;
 const WATCH_CACHE_KIB: u32 = 64;
 
+/// A reader waits for nobody but a recovery after a crash; longer than this is an outage.
+const READ_BUSY: Duration = Duration::from_millis(200);
+
 /// How long a reset waits for the room of its messages to be free again.
 const SWEEP_WAIT: Duration = Duration::from_secs(1);
 
@@ -78,9 +81,10 @@ impl Sqlite {
             .map_err(|error| Error::io(format!("the store's path {}", path.display()), error))?;
         file::prepare(path)?;
         let bell = Arc::new(Bell::open(file::beside(path, "-bell"))?);
-        let pass = bell.enter()?;
+        // One after the other, so that the tables are laid out once.
+        let turn = bell.turn()?;
         let writer = Writer::open(path, durability)?;
-        drop(pass);
+        drop(turn);
         Ok(Sqlite {
             store: Arc::new(Store {
                 path: path.to_owned(),
@@ -129,7 +133,7 @@ impl Store {
             .pop();
         let connection = match pooled {
             Some(connection) => connection,
-            None => file::connect(&self.path, self.durability, READER_CACHE_KIB)?,
+            None => file::connect(&self.path, self.durability, READER_CACHE_KIB, READ_BUSY)?,
         };
         let result = read(&connection)
             .map_err(|error| file::sqlite(format!("{what} in {}", self.path.display()), error));
@@ -143,7 +147,7 @@ impl Store {
     /// Starts to listen to other processes, on the first call.
     fn listen(self: &Arc<Self>) {
         self.listener.get_or_init(|| {
-            let watch = file::connect(&self.path, self.durability, WATCH_CACHE_KIB);
+            let watch = file::connect(&self.path, self.durability, WATCH_CACHE_KIB, READ_BUSY);
             if let Err(error) = &watch {
                 log::warn!("watching for commits: {error}");
             }

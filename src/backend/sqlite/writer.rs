@@ -1,17 +1,17 @@
 //! Changing the store: pushes, gathered into transactions, and the rare rest.
 //!
 //! Callers queue their pushes; one of them leads: it takes all that wait, stores them in one transaction,
-//! and tells each its result. So a commit, and its fsync, serves all who waited meanwhile.
+//! and tells each its result. So a commit, and its fdatasync, serves all who waited meanwhile.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::oneshot;
 
-use super::bell::{self, Pass};
-use super::{Durability, Log, Store, chunk, file, not_found};
+use super::{Durability, Log, Store, bell, chunk, file, not_found};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId, micros_from_time};
 use crate::name::PipeName;
@@ -21,11 +21,11 @@ const CACHE_KIB: u32 = 4096;
 /// Transactions that a caller leads for others before the blocking threads take over.
 const ROUNDS: usize = 4;
 
-/// Producers that are remembered at least, to store a repeated push once.
-const PRODUCERS: u32 = 32_768;
+/// The newest rows of a pipe, among which a repeated push is looked for.
+const REMEMBERED: u32 = 65_536;
 
-/// One new producer in so many, by its random id, clears away the old ones.
-const PRUNE_EVERY: u16 = 4096;
+/// How long a foreign program may keep SQLite's lock before the store counts as unreachable.
+const BUSY: Duration = Duration::from_millis(200);
 
 /// Rows deleted in one transaction, so that pushes get their turn.
 const SWEEP_ROWS: u32 = 64;
@@ -55,18 +55,19 @@ struct Stored {
     made_pipe: bool,
 }
 
-/// The connection for writing, with the right to write.
-struct Turn<'a> {
-    connection: MutexGuard<'a, Connection>,
-    _pass: Pass<'a>,
-}
-
 impl Writer {
     pub(super) fn open(path: &Path, durability: Durability) -> Result<Self> {
+        let connection = file::connect(path, durability, CACHE_KIB, Duration::ZERO)?;
         Ok(Writer {
-            connection: Mutex::new(file::connect(path, durability, CACHE_KIB)?),
+            connection: Mutex::new(connection),
             queue: Mutex::default(),
         })
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -90,6 +91,13 @@ impl Writer {
         queue.jobs.retain(|job| !job.done.is_closed());
         queue.led = !queue.jobs.is_empty();
         std::mem::take(&mut queue.jobs)
+    }
+
+    /// Stops leading, if nothing has come meanwhile.
+    fn is_done(&self) -> bool {
+        let mut queue = self.queue();
+        queue.led = !queue.jobs.is_empty();
+        !queue.led
     }
 }
 
@@ -120,19 +128,16 @@ impl Store {
     /// Leads without waiting for anybody; false if that cannot finish the work.
     fn lead_here(&self) -> bool {
         for _ in 0..ROUNDS {
-            let Some(mut turn) = self.try_turn() else {
+            let connection = match self.writer.connection.try_lock() {
+                Ok(connection) => connection,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return false,
+            };
+            let Some(changes) = self.try_begin(&connection) else {
                 return false;
             };
-            let jobs = self.writer.waiting();
-            if jobs.is_empty() {
-                return true;
-            }
-            self.commit(&mut turn.connection, jobs);
-            drop(turn);
-            // Mostly nobody else waits, and that is seen without taking the turn again.
-            let mut queue = self.writer.queue();
-            if queue.jobs.is_empty() {
-                queue.led = false;
+            self.commit(changes, self.writer.waiting());
+            if self.writer.is_done() {
                 return true;
             }
         }
@@ -142,13 +147,14 @@ impl Store {
     /// Leads until nothing waits.
     fn lead(&self) {
         loop {
-            let turn = self.turn();
+            let connection = self.writer.connection();
+            let begun = self.begin(&connection);
             let jobs = self.writer.waiting();
             if jobs.is_empty() {
                 return;
             }
-            match turn {
-                Ok(mut turn) => self.commit(&mut turn.connection, jobs),
+            match begun {
+                Ok(changes) => self.commit(changes, jobs),
                 Err(error) => {
                     for job in jobs {
                         answer(job, Err(Error::new(error.kind(), error.to_string())));
@@ -158,33 +164,44 @@ impl Store {
         }
     }
 
-    fn turn(&self) -> Result<Turn<'_>> {
-        // The mutex first: the file lock does not hold threads of one process apart.
-        let connection = self
-            .writer
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        Ok(Turn {
-            connection,
-            _pass: self.bell.enter()?,
-        })
+    /// Begins a transaction if nobody else is writing or waits to.
+    fn try_begin<'a>(&self, connection: &'a Connection) -> Option<Changes<'a>> {
+        if self.bell.is_turn_taken() {
+            return None;
+        }
+        // If something else is wrong than that it is taken, `begin` will say what.
+        Changes::begin(connection).ok()
     }
 
-    fn try_turn(&self) -> Option<Turn<'_>> {
-        let connection = match self.writer.connection.try_lock() {
-            Ok(connection) => connection,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
-        Some(Turn {
-            connection,
-            _pass: self.bell.try_enter()?,
-        })
+    /// Begins a transaction when the turn has come.
+    fn begin<'a>(&self, connection: &'a Connection) -> Result<Changes<'a>> {
+        let _turn = self.bell.turn()?;
+        let since = Instant::now();
+        let mut pause = Duration::from_micros(20);
+        loop {
+            match Changes::begin(connection) {
+                Ok(changes) => return Ok(changes),
+                Err(error) => {
+                    let error = self.error("writing", error);
+                    if error.kind() != Kind::Unreachable || since.elapsed() > BUSY {
+                        return Err(error);
+                    }
+                }
+            }
+            // Who has the turn is next: only the transaction that is under way stands before.
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(1));
+        }
     }
 
-    fn commit(&self, connection: &mut Connection, jobs: Vec<Job>) {
-        match self.store(connection, &jobs) {
+    fn error(&self, what: &str, error: rusqlite::Error) -> Error {
+        file::sqlite(format!("{what} in {}", self.path.display()), error)
+    }
+
+    /// Stores the jobs' pushes in the transaction that has begun, and answers them.
+    fn commit(&self, changes: Changes<'_>, jobs: Vec<Job>) {
+        let connection = changes.0;
+        match self.store(changes, &jobs) {
             Ok(stored) => {
                 for (job, stored) in jobs.into_iter().zip(stored) {
                     self.bell.ring(stored.position.epoch());
@@ -197,7 +214,10 @@ impl Store {
             // One push that cannot be stored must not take the others with it.
             Err(_) if jobs.len() > 1 => {
                 for job in jobs {
-                    self.commit(connection, vec![job]);
+                    match self.begin(connection) {
+                        Ok(changes) => self.commit(changes, vec![job]),
+                        Err(error) => answer(job, Err(error)),
+                    }
                 }
             }
             Err(error) => {
@@ -208,19 +228,15 @@ impl Store {
         }
     }
 
-    fn store(&self, connection: &mut Connection, jobs: &[Job]) -> Result<Vec<Stored>> {
+    fn store(&self, changes: Changes<'_>, jobs: &[Job]) -> Result<Vec<Stored>> {
         let now = micros_from_time(SystemTime::now());
-        let context = || format!("pushing to {}", self.path.display());
-        let transaction = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(|error| file::sqlite(context(), error))?;
         let stored = jobs
             .iter()
-            .map(|job| append(&transaction, job, now))
+            .map(|job| append(changes.0, job, now))
             .collect::<rusqlite::Result<Vec<Stored>>>()
-            .map_err(|error| file::sqlite(context(), error))?;
-        transaction.commit().map_err(|error| {
-            let error = file::sqlite(context(), error);
+            .map_err(|error| self.error("pushing", error))?;
+        changes.commit().map_err(|error| {
+            let error = self.error("pushing", error);
             match error.kind() {
                 // Rolled back: SQLite takes these back as a whole.
                 Kind::Full | Kind::Unreachable => error,
@@ -234,26 +250,21 @@ impl Store {
     fn change<T>(
         &self,
         what: &str,
-        change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+        change: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T> {
-        let mut turn = self.turn()?;
-        let result = (|| {
-            let transaction = turn
-                .connection
-                .transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let value = change(&transaction)?;
-            transaction.commit()?;
-            Ok(value)
-        })();
-        result.map_err(|error| file::sqlite(format!("{what} in {}", self.path.display()), error))
+        let connection = self.writer.connection();
+        let changes = self.begin(&connection)?;
+        let value = change(&connection).map_err(|error| self.error(what, error))?;
+        changes.commit().map_err(|error| self.error(what, error))?;
+        Ok(value)
     }
 
     pub(super) fn create(&self, pipe: &PipeName) -> Result<bool> {
         let now = micros_from_time(SystemTime::now());
-        let created = self.change("creating a pipe", |transaction| {
-            let found = Log::find(transaction, pipe)?.is_some();
+        let created = self.change("creating a pipe", |connection| {
+            let found = Log::find(connection, pipe)?.is_some();
             if !found {
-                insert_pipe(transaction, pipe, now)?;
+                insert_pipe(connection, pipe, now)?;
             }
             Ok(!found)
         })?;
@@ -265,15 +276,15 @@ impl Store {
 
     pub(super) fn reset(&self, pipe: &PipeName) -> Result<()> {
         let now = micros_from_time(SystemTime::now());
-        let reset = self.change("resetting a pipe", |transaction| {
-            let Some(log) = Log::find(transaction, pipe)? else {
+        let reset = self.change("resetting a pipe", |connection| {
+            let Some(log) = Log::find(connection, pipe)? else {
                 return Ok(None);
             };
-            transaction.execute(
+            connection.execute(
                 "UPDATE pipe SET start = ?2, start_total = ?3, modified = ?4 WHERE id = ?1",
                 [log.id, log.next(), log.total(), now],
             )?;
-            discard(transaction, log.id, log.next() - 1)?;
+            discard(connection, log.id, log.next() - 1)?;
             Ok(Some(log.id))
         })?;
         self.bell.ring(reset.ok_or_else(|| not_found(pipe))?);
@@ -281,12 +292,12 @@ impl Store {
     }
 
     pub(super) fn remove(&self, pipe: &PipeName) -> Result<()> {
-        let removed = self.change("removing a pipe", |transaction| {
-            let Some(log) = Log::find(transaction, pipe)? else {
+        let removed = self.change("removing a pipe", |connection| {
+            let Some(log) = Log::find(connection, pipe)? else {
                 return Ok(None);
             };
-            transaction.execute("DELETE FROM pipe WHERE id = ?1", [log.id])?;
-            discard(transaction, log.id, i64::MAX as u64)?;
+            connection.execute("DELETE FROM pipe WHERE id = ?1", [log.id])?;
+            discard(connection, log.id, i64::MAX as u64)?;
             Ok(Some(log.id))
         })?;
         self.bell.ring(removed.ok_or_else(|| not_found(pipe))?);
@@ -297,7 +308,7 @@ impl Store {
     pub(super) fn sweep(&self) {
         let mut rows = SWEEP_ROWS;
         loop {
-            match self.change("freeing room", |transaction| sweep(transaction, rows)) {
+            match self.change("freeing room", |connection| sweep(connection, rows)) {
                 Ok(true) => {}
                 Ok(false) => return,
                 // On a full disk the deletion itself needs a little room in the log.
@@ -311,59 +322,73 @@ impl Store {
     }
 }
 
-fn answer(job: Job, result: Result<Position>) {
-    if job.done.send(result).is_err() {
-        // Its caller was interrupted while the transaction ran.
-        log::debug!(
-            "the result of a push to {} is not wanted any more",
-            job.pipe
-        );
+/// A transaction that writes; dropped, it is rolled back.
+struct Changes<'a>(&'a Connection);
+
+impl<'a> Changes<'a> {
+    fn begin(connection: &'a Connection) -> rusqlite::Result<Self> {
+        connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(Changes(connection))
+    }
+
+    fn commit(self) -> rusqlite::Result<()> {
+        self.0.prepare_cached("COMMIT")?.execute([])?;
+        Ok(())
     }
 }
 
-fn append(transaction: &Transaction<'_>, job: &Job, now: u64) -> rusqlite::Result<Stored> {
-    let known = transaction
-        .prepare_cached("SELECT seq, pipe, last FROM producer WHERE id = ?1")?
-        .query_row([job.id.producer.as_bytes()], |row| {
-            Ok((
-                row.get::<_, u64>(0)?,
-                Position::new(row.get(1)?, row.get(2)?),
-            ))
-        })
-        .optional()?;
-    if let Some((seq, position)) = known
-        && job.id.seq <= seq
+impl Drop for Changes<'_> {
+    fn drop(&mut self) {
+        // After a commit, and after failures for which SQLite rolls back, there is none open.
+        if !self.0.is_autocommit()
+            && let Err(error) = self.0.execute_batch("ROLLBACK")
+        {
+            log::error!("rolling back: {error}");
+        }
+    }
+}
+
+fn answer(job: Job, result: Result<Position>) {
+    if job.done.send(result).is_err() {
+        // Its caller was interrupted while the transaction ran.
+        log::debug!("nobody wants to know what became of a push to {}", job.pipe);
+    }
+}
+
+fn append(connection: &Connection, job: &Job, now: u64) -> rusqlite::Result<Stored> {
+    if job.id.repeated
+        && let Some(position) = find(connection, job)?
     {
         return Ok(Stored {
             position,
             made_pipe: false,
         });
     }
-    let found = Log::find(transaction, &job.pipe)?;
+    let found = Log::find(connection, &job.pipe)?;
     let made_pipe = found.is_none();
     let log = match found {
         Some(log) => log,
-        None => insert_pipe(transaction, &job.pipe, now)?,
+        None => insert_pipe(connection, &job.pipe, now)?,
     };
     let mut last = log.next() - 1;
     let mut total = log.total();
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO chunk (pipe, last, count, total, time, producer, push, data)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )?;
     for run in chunk::runs(job.batch.messages()) {
         last += run.len() as u64;
         total += run.iter().map(|message| message.len() as u64).sum::<u64>();
-        transaction
-            .prepare_cached(
-                "INSERT INTO chunk (pipe, last, count, total, time, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute((log.id, last, run.len(), total, now, chunk::encode(run)))?;
-    }
-    transaction
-        .prepare_cached(
-            "REPLACE INTO producer (id, seq, pipe, last, time) VALUES (?1, ?2, ?3, ?4, ?5)",
-        )?
-        .execute((job.id.producer.as_bytes(), job.id.seq, log.id, last, now))?;
-    let [a, b, ..] = *job.id.producer.as_bytes();
-    if known.is_none() && u16::from_le_bytes([a, b]) % PRUNE_EVERY == 0 {
-        prune(transaction)?;
+        insert.execute((
+            log.id,
+            last,
+            run.len(),
+            total,
+            now,
+            job.id.producer.as_bytes(),
+            job.id.seq,
+            chunk::encode(run),
+        ))?;
     }
     Ok(Stored {
         position: Position::new(log.id, last),
@@ -371,8 +396,29 @@ fn append(transaction: &Transaction<'_>, job: &Job, now: u64) -> rusqlite::Resul
     })
 }
 
-fn insert_pipe(transaction: &Transaction<'_>, pipe: &PipeName, now: u64) -> rusqlite::Result<Log> {
-    transaction
+/// Where an earlier try of the push was stored.
+fn find(connection: &Connection, job: &Job) -> rusqlite::Result<Option<Position>> {
+    connection
+        .prepare_cached(
+            "SELECT pipe, last FROM (
+                 SELECT chunk.pipe, last, producer, push FROM chunk JOIN pipe ON pipe.id = chunk.pipe
+                 WHERE name = ?1 AND last >= start ORDER BY last DESC LIMIT ?2
+             ) WHERE producer = ?3 AND push = ?4 ORDER BY last DESC LIMIT 1",
+        )?
+        .query_row(
+            (
+                job.pipe.as_str(),
+                REMEMBERED,
+                job.id.producer.as_bytes(),
+                job.id.seq,
+            ),
+            |row| Ok(Position::new(row.get(0)?, row.get(1)?)),
+        )
+        .optional()
+}
+
+fn insert_pipe(connection: &Connection, pipe: &PipeName, now: u64) -> rusqlite::Result<Log> {
+    connection
         .prepare_cached(
             "INSERT INTO pipe (name, start, start_total, modified) VALUES (?1, 1, 0, ?2)
              RETURNING id, start, start_total, modified",
@@ -380,16 +426,16 @@ fn insert_pipe(transaction: &Transaction<'_>, pipe: &PipeName, now: u64) -> rusq
         .query_row((pipe.as_str(), now), Log::from_row)
 }
 
-fn discard(transaction: &Transaction<'_>, pipe: u64, last: u64) -> rusqlite::Result<usize> {
-    transaction.execute(
+fn discard(connection: &Connection, pipe: u64, last: u64) -> rusqlite::Result<usize> {
+    connection.execute(
         "INSERT INTO garbage (pipe, last) VALUES (?1, ?2)",
         [pipe, last],
     )
 }
 
 /// Deletes up to `rows` rows; false when there is nothing left to delete.
-fn sweep(transaction: &Transaction<'_>, rows: u32) -> rusqlite::Result<bool> {
-    let oldest = transaction
+fn sweep(connection: &Connection, rows: u32) -> rusqlite::Result<bool> {
+    let oldest = connection
         .query_row("SELECT rowid, pipe, last FROM garbage LIMIT 1", [], |row| {
             Ok((
                 row.get::<_, i64>(0)?,
@@ -401,21 +447,13 @@ fn sweep(transaction: &Transaction<'_>, rows: u32) -> rusqlite::Result<bool> {
     let Some((rowid, pipe, last)) = oldest else {
         return Ok(false);
     };
-    let deleted = transaction.execute(
+    let deleted = connection.execute(
         "DELETE FROM chunk WHERE pipe = ?1 AND last IN
          (SELECT last FROM chunk WHERE pipe = ?1 AND last <= ?2 ORDER BY last LIMIT ?3)",
         (pipe, last, rows),
     )?;
     if deleted < rows as usize {
-        transaction.execute("DELETE FROM garbage WHERE rowid = ?1", [rowid])?;
+        connection.execute("DELETE FROM garbage WHERE rowid = ?1", [rowid])?;
     }
     Ok(true)
-}
-
-fn prune(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
-    transaction.execute(
-        "DELETE FROM producer WHERE time <
-         (SELECT time FROM producer ORDER BY time DESC LIMIT 1 OFFSET ?1)",
-        [PRODUCERS],
-    )
 }
