@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 
 use super::framing::Decoder;
 use crate::backend::Backend;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Applied, Error, Kind, Result};
 use crate::message::{Batch, Producer, PushId};
 use crate::name::PipeName;
 use crate::selector::Frame;
@@ -33,6 +33,11 @@ struct State {
 
 struct Stream {
     decoder: Decoder,
+    /// A piece whose push was given up without knowing whether it had arrived. A program that was
+    /// interrupted writes it again; it is then the same push.
+    doubtful: Option<(Bytes, PushId)>,
+    /// Whether the last piece failed: then the line that it should have ended is not pushed as it stands.
+    failed: bool,
     /// The identity under which the last line is being pushed, should that be repeated.
     closing: Option<PushId>,
 }
@@ -83,23 +88,32 @@ impl Writer {
                 format!("the unfinished lines of several processes reach {kept} bytes together"),
             )));
         }
-        let stream = state.streams.entry(owner).or_insert_with(|| Stream {
-            decoder: Decoder::new(self.frame, self.limit),
-            closing: None,
-        });
+        let stream = self.stream(&mut state, owner);
         let mut decoded = stream.decoder.decode(&piece);
+        let doubtful = stream.doubtful.take();
+        stream.failed = true;
         if !decoded.messages.is_empty() {
             let batch = Batch::new(std::mem::take(&mut decoded.messages))?;
-            let id = state.next_id()?;
-            self.backend.push(&self.pipe, id, batch).await?;
+            let id = match doubtful {
+                Some((earlier, id)) if earlier == piece => id.again(),
+                _ => state.next_id()?,
+            };
+            self.stream(&mut state, owner).doubtful = Some((piece.clone(), id));
+            if let Err(error) = self.backend.push(&self.pipe, id, batch).await {
+                if error.applied() == Applied::No && !id.repeated {
+                    self.stream(&mut state, owner).doubtful = None;
+                }
+                return Err(error);
+            }
         }
-        match state.streams.get_mut(&owner) {
-            Some(stream) => stream
-                .decoder
-                .accept(&piece, decoded, continued)
-                .map_err(|error| self.named(error)),
-            None => Ok(piece.len()),
-        }
+        let stream = self.stream(&mut state, owner);
+        stream.doubtful = None;
+        let taken = stream
+            .decoder
+            .accept(&piece, decoded, continued)
+            .map_err(|error| self.named(error))?;
+        stream.failed = false;
+        Ok(taken)
     }
 
     /// `owner` closes the file: its last, unterminated line is pushed.
@@ -119,6 +133,15 @@ impl Writer {
         };
         let pushed = match stream.decoder.finish() {
             Ok(None) => Ok(()),
+            Ok(Some(begun)) if stream.failed => {
+                // Whoever wrote it was told.
+                let bytes = begun.len();
+                log::warn!(
+                    "{}: the first {bytes} bytes of a line that failed are dropped",
+                    self.pipe
+                );
+                Ok(())
+            }
             Ok(Some(last)) => {
                 let id = match stream.closing {
                     Some(id) => id.again(),
@@ -149,6 +172,15 @@ impl Writer {
             result = result.and(closed);
         }
         result
+    }
+
+    fn stream<'a>(&self, state: &'a mut State, owner: u64) -> &'a mut Stream {
+        state.streams.entry(owner).or_insert_with(|| Stream {
+            decoder: Decoder::new(self.frame, self.limit),
+            doubtful: None,
+            failed: false,
+            closing: None,
+        })
     }
 
     fn named(&self, error: Error) -> Error {

@@ -698,7 +698,10 @@ pub(crate) async fn a_dropped_push_is_stored_whole_or_not_at_all<S: Store>(store
             tokio::time::timeout(patience, client.push(&topic(), id, messages.clone())).await;
         if pushed.is_err() && seq % 2 == 0 {
             // In doubt, it is repeated.
-            client.push(&topic(), id.again(), messages).await.expect("stored");
+            client
+                .push(&topic(), id.again(), messages)
+                .await
+                .expect("stored");
         }
     }
     let found = texts(&all(&client).await);

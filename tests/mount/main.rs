@@ -3,3 +3,7 @@
 mod support;
 
 mod basics;
+mod crash;
+mod refusals;
+mod sharing;
+mod signals;

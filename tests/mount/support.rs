@@ -1,7 +1,8 @@
 //! Real mounts for the tests: each makes and reaps its own daemons, folders and processes.
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,9 @@ use tempfile::TempDir;
 
 /// The program under test.
 pub(crate) const DNPIPES: &str = env!("CARGO_BIN_EXE_dnpipes");
+
+/// Debian's; a shim of another name would only start it later.
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
 
 /// Long enough for a loaded machine; a test that needs it has failed.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
@@ -54,11 +58,55 @@ impl Store {
         format!("sqlite:{}", self.database().display())
     }
 
+    /// Its URL, with durability `process`, which spares the disk.
+    pub(crate) fn fast_url(&self) -> String {
+        format!("{}?durability=process", self.url())
+    }
+
+    /// Takes the right to write, as a process does that is stuck while it has it (see
+    /// backend/sqlite/bell.rs). Given back when dropped.
+    pub(crate) fn hold(&self) -> HeldStore {
+        let bell = format!("{}-bell", self.database().display());
+        let bell = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(bell)
+            .expect("the store's bell");
+        let held = HeldStore { bell };
+        held.lock(libc::F_WRLCK);
+        held
+    }
+
     /// Runs a command of dnpipes on this store, without a mount.
     pub(crate) fn run(&self, args: &[&str]) -> Output {
         let mut command = Command::new(DNPIPES);
         command.args(args).env("DNPIPES_SOURCE", self.url());
         finish(command.stdin(Stdio::null()))
+    }
+}
+
+/// The right to write to a store.
+pub(crate) struct HeldStore {
+    bell: fs::File,
+}
+
+impl HeldStore {
+    fn lock(&self, kind: libc::c_int) {
+        // SAFETY: `flock` is plain data, for which all zeros is a valid value.
+        let mut range: libc::flock = unsafe { std::mem::zeroed() };
+        range.l_type = kind as libc::c_short;
+        range.l_start = 1 << 20;
+        range.l_len = 1;
+        // SAFETY: the descriptor is open, and `range` outlives the call.
+        let done = unsafe { libc::fcntl(self.bell.as_raw_fd(), libc::F_OFD_SETLKW, &range) };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    }
+}
+
+impl Drop for HeldStore {
+    fn drop(&mut self) {
+        // A process that is just being started may have a copy of the descriptor for a moment.
+        self.lock(libc::F_UNLCK);
     }
 }
 
@@ -75,7 +123,22 @@ impl Mount {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mountpoint = folder.path().join("mnt");
         fs::create_dir(&mountpoint).expect("a mountpoint");
-        Mount::start(source, flags, folder, mountpoint)
+        Mount::start(&[DNPIPES], source, flags, folder, mountpoint)
+    }
+
+    /// Mounts by a program in front of dnpipes, as `unshare`.
+    pub(crate) fn within(wrapper: &[&str], source: &str, flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mountpoint = folder.path().join("mnt");
+        fs::create_dir(&mountpoint).expect("a mountpoint");
+        let program = [wrapper, &[DNPIPES]].concat();
+        Mount::start(&program, source, flags, folder, mountpoint)
+    }
+
+    /// Another daemon on the mountpoint of this one, which must have left it. Drop it before this one.
+    pub(crate) fn again(&self, source: &str, flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        Mount::start(&[DNPIPES], source, flags, folder, self.mountpoint.clone())
     }
 
     /// Mounts a store of its own in memory.
@@ -83,13 +146,20 @@ impl Mount {
         Mount::new("memory:", flags)
     }
 
-    fn start(source: &str, flags: &[&str], folder: TempDir, mountpoint: PathBuf) -> Self {
+    fn start(
+        program: &[&str],
+        source: &str,
+        flags: &[&str],
+        folder: TempDir,
+        mountpoint: PathBuf,
+    ) -> Self {
         let log = fs::File::options()
             .create(true)
             .append(true)
             .open(folder.path().join("log"))
             .expect("a log");
-        let daemon = Command::new(DNPIPES)
+        let daemon = Command::new(program[0])
+            .args(&program[1..])
             .arg("mount")
             .args(flags)
             .arg(source)
@@ -209,7 +279,7 @@ impl Mount {
         self.daemon.wait().expect("wait");
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("folder"));
         let mountpoint = std::mem::replace(&mut self.mountpoint, self.folder.path().to_owned());
-        Mount::start(source, flags, folder, mountpoint)
+        Mount::start(&[DNPIPES], source, flags, folder, mountpoint)
     }
 }
 
@@ -262,15 +332,48 @@ impl Running {
 
     /// Waits until the process, or one that it started, is blocked in a request to the mount.
     pub(crate) fn wait_until_blocked(&mut self) {
-        wait_for("a blocked request", || {
-            assert!(
-                self.is_running(),
-                "the process has ended instead of blocking"
-            );
-            descendants(self.pid())
+        self.blocked();
+    }
+
+    /// Which process is blocked in a request to the mount, as soon as one is: this one, or one that it
+    /// started.
+    pub(crate) fn blocked(&mut self) -> Process {
+        self.waiting("a blocked request", is_blocked_in_fuse)
+    }
+
+    /// The same for poll(2).
+    pub(crate) fn polling(&mut self) -> Process {
+        self.waiting("a poll", |pid| {
+            fs::read_to_string(format!("/proc/{pid}/wchan"))
+                .is_ok_and(|place| place.contains("poll"))
+        })
+    }
+
+    fn waiting(&mut self, what: &str, waits: impl Fn(i32) -> bool) -> Process {
+        wait_for(what, || {
+            if !self.is_running() {
+                let mut errors = String::new();
+                if let Some(mut stream) = self.child.stderr.take() {
+                    stream.read_to_string(&mut errors).ok();
+                }
+                panic!("the process has ended instead of blocking: {errors}");
+            }
+            let pid = descendants(self.pid())
                 .into_iter()
-                .find(|pid| is_blocked_in_fuse(*pid))
-        });
+                .find(|pid| waits(*pid))?;
+            Process::open(pid)
+        })
+    }
+
+    /// Waits until the process has written a line to its standard output, and returns it.
+    pub(crate) fn line(&mut self) -> String {
+        let out = self.child.stdout.as_mut().expect("piped");
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while out.read(&mut byte).expect("output") == 1 && byte != *b"\n" {
+            line.extend(byte);
+        }
+        String::from_utf8(line).expect("text")
     }
 
     /// Waits for the end and collects the output. Killed at the deadline, which fails the test.
@@ -305,6 +408,44 @@ impl Drop for Running {
     }
 }
 
+/// A process that need not be our child, by a descriptor: its number cannot become another's.
+pub(crate) struct Process {
+    handle: OwnedFd,
+}
+
+impl Process {
+    /// `None` if there is no such process.
+    pub(crate) fn open(pid: i32) -> Option<Self> {
+        // SAFETY: the call takes two numbers.
+        let handle = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        if handle < 0 {
+            return None;
+        }
+        // SAFETY: a descriptor that was just made is nobody else's.
+        let handle = unsafe { OwnedFd::from_raw_fd(handle as i32) };
+        Some(Process { handle })
+    }
+
+    pub(crate) fn signal(&self, signal: i32) {
+        let handle = self.handle.as_raw_fd();
+        let none = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: the descriptor is open; a null info is what kill(2) sends.
+        let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, handle, signal, none, 0) };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    }
+
+    /// Waits for its end; false if it did not come in time.
+    pub(crate) fn ends_within(&self, time: Duration) -> bool {
+        let mut poll = libc::pollfd {
+            fd: self.handle.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one entry, as announced.
+        unsafe { libc::poll(&mut poll, 1, time.as_millis() as i32) == 1 }
+    }
+}
+
 fn collect(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -335,10 +476,21 @@ fn descendants(pid: i32) -> Vec<i32> {
     found
 }
 
-/// Whether the kernel has the process wait for a FUSE answer (proc(5), wchan and stack).
+/// Whether the kernel has the process wait for a FUSE answer (proc(5), wchan and stack) to one of the calls
+/// that can wait for long. The others, as a shell's look at its folder, only pass.
 fn is_blocked_in_fuse(pid: i32) -> bool {
-    ["wchan", "stack"].iter().any(|file| {
-        fs::read_to_string(format!("/proc/{pid}/{file}"))
-            .is_ok_and(|text| text.contains("request_wait_answer") || text.contains("fuse"))
-    })
+    const CALLS: [libc::c_long; 4] = [
+        libc::SYS_read,
+        libc::SYS_write,
+        libc::SYS_ftruncate,
+        libc::SYS_close,
+    ];
+    let look = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let call = look("syscall");
+    let call = call.split(' ').next().and_then(|call| call.parse().ok());
+    call.is_some_and(|call| CALLS.contains(&call))
+        && ["wchan", "stack"].iter().any(|file| {
+            let text = look(file);
+            text.contains("request_wait_answer") || text.contains("fuse")
+        })
 }

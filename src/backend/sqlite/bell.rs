@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Pipes share this many slots; two in one slot wake each other's readers for nothing, no more.
 const SLOTS: usize = 512;
@@ -48,6 +48,22 @@ pub(super) struct Bell {
     told: Mutex<[u64; SLOTS]>,
     /// Numbers of this process's own: a random start, then counting.
     number: AtomicU64,
+}
+
+/// Rests between two tries: short ones first, for what is mostly free at once.
+pub(super) struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Pause(Duration::from_micros(20))
+    }
+}
+
+impl Pause {
+    pub(super) fn rest(&mut self) {
+        std::thread::sleep(self.0);
+        self.0 = (self.0 * 2).min(Duration::from_millis(1));
+    }
 }
 
 /// Somebody who waits for a pipe, until it is dropped.
@@ -178,11 +194,31 @@ impl Bell {
         }
     }
 
-    /// Waits for the turn. Threads of one process share it; they must queue before.
-    pub(super) fn turn(&self) -> Result<Turn<'_>> {
-        self.lock(libc::F_OFD_SETLKW, libc::F_WRLCK)
-            .map_err(|error| Error::io(format!("locking {}", self.path.display()), error))?;
-        Ok(Turn(self))
+    /// The turn, if no other process has it. Threads of one process share it; they must queue before.
+    pub(super) fn try_turn(&self) -> Result<Option<Turn<'_>>> {
+        match self.lock(libc::F_OFD_SETLK, libc::F_WRLCK) {
+            Ok(_) => Ok(Some(Turn(self))),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+                Ok(None)
+            }
+            Err(error) => Err(Error::io(format!("locking {}", self.path.display()), error)),
+        }
+    }
+
+    /// Waits for the turn, which others have for a moment only, as long as it is wanted.
+    pub(super) fn turn(&self, wanted: impl Fn() -> bool) -> Result<Turn<'_>> {
+        let mut pause = Pause::default();
+        while wanted() {
+            if let Some(turn) = self.try_turn()? {
+                return Ok(turn);
+            }
+            pause.rest();
+        }
+        let why = format!(
+            "{}: another process keeps the turn to write",
+            self.path.display()
+        );
+        Err(Error::new(Kind::Unreachable, why))
     }
 
     /// Whether another process has the turn.
@@ -267,8 +303,10 @@ mod tests {
             Bell::open(path).expect("two"),
         );
         assert!(!two.is_turn_taken());
-        let turn = one.turn().expect("the turn");
+        let turn = one.turn(|| true).expect("the turn");
         assert!(two.is_turn_taken() && !one.is_turn_taken());
+        assert!(two.try_turn().expect("a look").is_none());
+        assert!(two.turn(|| false).is_err());
         drop(turn);
         assert!(!two.is_turn_taken());
     }

@@ -38,6 +38,16 @@ pub(super) fn encode(run: &[Bytes]) -> Vec<u8> {
     row
 }
 
+/// The checksum of a row: of its bytes, and of where they belong.
+pub(super) fn checksum(pipe: u64, last: u64, count: u64, row: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    for number in [pipe, last, count] {
+        sum.update(&number.to_le_bytes());
+    }
+    sum.update(row);
+    sum.finalize()
+}
+
 /// The messages of a row, sharing its memory.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::{Log, Store, bell, chunk};
 use crate::backend::{Fut, Limit, Source, Start, weight};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::message::{Message, Position, time_from_micros};
 use crate::name::PipeName;
 
@@ -29,6 +29,7 @@ struct Row {
     last: u64,
     count: u64,
     time: u64,
+    checksum: u32,
     data: Bytes,
 }
 
@@ -102,17 +103,20 @@ impl Cursor {
     }
 
     fn hold(&mut self, row: Row) -> Result<()> {
-        let first = row.last + 1 - row.count.min(row.last);
-        if first > self.next && self.next > 0 {
-            log::error!(
-                "{}: messages {} to {} are missing",
-                self.pipe,
-                self.next,
-                first - 1
-            );
+        let Row {
+            last, count, time, ..
+        } = row;
+        if chunk::checksum(self.epoch, last, count, &row.data) != row.checksum {
+            return Err(self.damaged(format!("the messages up to {last} are damaged")));
         }
-        let time = time_from_micros(row.time);
-        for (seq, data) in (first..).zip(chunk::decode(&row.data, row.count)?) {
+        let first = last + 1 - count.min(last);
+        // Resets move `next` on by themselves, so it is no reset that has left a gap.
+        if first > self.next {
+            let gap = format!("the messages {} to {} are missing", self.next, first - 1);
+            return Err(self.damaged(gap));
+        }
+        let time = time_from_micros(time);
+        for (seq, data) in (first..).zip(chunk::decode(&row.data, count)?) {
             if seq >= self.next {
                 let position = Position::new(self.epoch, seq);
                 self.held.push_back(Message {
@@ -122,8 +126,16 @@ impl Cursor {
                 });
             }
         }
-        self.next = row.last + 1;
+        self.next = last + 1;
         Ok(())
+    }
+
+    fn damaged(&self, what: String) -> Error {
+        let place = self.store.path.display();
+        Error::new(
+            Kind::Damaged,
+            format!("pipe {} in {place}: {what}", self.pipe),
+        )
     }
 
     fn take(&mut self, limit: Limit) -> Vec<Message> {
@@ -142,7 +154,7 @@ impl Cursor {
 /// The rows from message `next` on, about as many as `limit` allows.
 fn rows(connection: &Connection, pipe: u64, next: u64, limit: Limit) -> rusqlite::Result<Vec<Row>> {
     let mut statement = connection.prepare_cached(
-        "SELECT last, count, time, data FROM chunk WHERE pipe = ?1 AND last >= ?2 ORDER BY last",
+        "SELECT last, count, time, checksum, data FROM chunk WHERE pipe = ?1 AND last >= ?2 ORDER BY last",
     )?;
     let mut cursor = statement.query([pipe, next])?;
     let mut rows = Vec::new();
@@ -151,13 +163,14 @@ fn rows(connection: &Connection, pipe: u64, next: u64, limit: Limit) -> rusqlite
         let Some(row) = cursor.next()? else {
             break;
         };
-        let data = Bytes::copy_from_slice(row.get_ref(3)?.as_bytes()?);
+        let data = Bytes::copy_from_slice(row.get_ref(4)?.as_bytes()?);
         let count: u64 = row.get(1)?;
         gathered += data.len() + count as usize * weight(&[]);
         rows.push(Row {
             last: row.get(0)?,
             count,
             time: row.get(2)?,
+            checksum: row.get(3)?,
             data,
         });
     }

@@ -40,6 +40,7 @@ const SCHEMA: &str = "
         time INTEGER NOT NULL,
         producer BLOB NOT NULL,
         push INTEGER NOT NULL,
+        checksum INTEGER NOT NULL,
         data BLOB NOT NULL,
         PRIMARY KEY (pipe, last)
     ) WITHOUT ROWID;
@@ -49,8 +50,10 @@ const SCHEMA: &str = "
 /// While a connection is opened, others may be opening, recovering or closing the last one.
 const OPENING: Duration = Duration::from_secs(5);
 
-/// Pages in the write-ahead log before a commit moves them into the database file.
-const CHECKPOINT_PAGES: u32 = 1000;
+/// Pages in the write-ahead log before a commit moves them into the database file, where the disk has
+/// room for that.
+const CHECKPOINT_PAGES: u64 = 1000;
+const PAGE: u64 = 4096;
 
 /// The name of a file beside the database.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -148,55 +151,122 @@ fn refuse_network(folder: &Path) -> Result<()> {
     }
 }
 
-/// Connects and, in a file that is still empty, lays out the tables.
-/// `busy` is how long it waits for
-/// SQLite's locks later.
+/// Room on the disk that pushes leave free, in bytes: what a reset needs, which makes room, and what the
+/// log needs to be moved into the database. On a small disk a quarter of it.
+const RESERVE: u64 = 4 * CHECKPOINT_PAGES * PAGE;
+
+/// A disk's size and what is free on it, in bytes (statvfs(3)).
+pub(super) struct Disk {
+    size: u64,
+    free: u64,
+}
+
+impl Disk {
+    pub(super) fn of(path: &Path) -> Result<Self> {
+        let context = || format!("looking at the disk of {}", path.display());
+        let c_path = CString::new(path.as_os_str().as_bytes())
+            .map_err(|error| Error::new(Kind::InvalidInput, context()).caused_by(error))?;
+        // SAFETY: `statvfs` is plain data, for which all zeros is a valid value.
+        let mut info: libc::statvfs = unsafe { std::mem::zeroed() };
+        // SAFETY: the path ends with NUL, and `info` outlives the call.
+        if unsafe { libc::statvfs(c_path.as_ptr(), &mut info) } != 0 {
+            return Err(Error::io(context(), io::Error::last_os_error()));
+        }
+        Ok(Disk {
+            size: info.f_blocks.saturating_mul(info.f_frsize),
+            free: info.f_bavail.saturating_mul(info.f_frsize),
+        })
+    }
+
+    fn reserve(&self) -> u64 {
+        RESERVE.min(self.size / 4)
+    }
+
+    /// Whether `bytes` of messages fit: once in the log and once in the database.
+    pub(super) fn has_room_for(&self, bytes: u64) -> bool {
+        self.free >= self.reserve() + 2 * bytes
+    }
+
+    fn checkpoint_pages(&self) -> u64 {
+        (self.reserve() / 4 / PAGE).clamp(16, CHECKPOINT_PAGES)
+    }
+}
+
+/// Whether the file is a store already, or empty yet. Another program's file is left as it is.
+///
+/// # Errors
+/// `Damaged` and `Unsupported` for what is neither.
+pub(super) fn is_store(path: &Path) -> Result<bool> {
+    let context = || format!("opening the store {}", path.display());
+    if fs::metadata(path).is_ok_and(|meta| meta.len() == 0) {
+        return Ok(false);
+    }
+    let connection = open(path).map_err(|error| sqlite(context(), error))?;
+    let found = Found::look(&connection).map_err(|error| sqlite(context(), error))?;
+    if found == Found::EMPTY {
+        Ok(false)
+    } else if found.application_id == APPLICATION_ID && found.version == SCHEMA_VERSION {
+        Ok(true)
+    } else {
+        Err(found.refusal(path))
+    }
+}
+
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(OPENING)?;
+    // Until it is known to be ours, even closing it must not change it.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(connection)
+}
+
+/// Lays out the tables in a file that is empty yet.
+pub(super) fn lay_out(path: &Path) -> Result<()> {
+    let lay_out = || {
+        let connection = open(path)?;
+        if Found::look(&connection)? == Found::EMPTY {
+            // So that a reset gives room on the disk back.
+            connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            connection.execute_batch(&format!(
+                "BEGIN IMMEDIATE; {SCHEMA}
+                 PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+            ))?;
+        }
+        Ok(())
+    };
+    lay_out().map_err(|error| sqlite(format!("making the store {}", path.display()), error))
+}
+
+/// Connects to a store. `busy` is how long SQLite waits for its locks later.
 pub(super) fn connect(
     path: &Path,
     durability: Durability,
     cache_kib: u32,
     busy: Duration,
 ) -> Result<Connection> {
-    let context = || format!("opening the store {}", path.display());
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(|e| sqlite(context(), e))?;
-    let result = (|| {
-        connection.busy_timeout(OPENING)?;
+    let pages = Disk::of(path)?.checkpoint_pages();
+    let connect = || {
+        let connection = open(path)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         // Without it SQLite plans a statement anew for each new value that it compares with.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.set_prepared_statement_cache_capacity(32);
-        let pragma = |name: &str| {
-            connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0))
-        };
-        let found = Found {
-            application_id: pragma("application_id")?,
-            version: pragma("user_version")?,
-            tables: connection
-                .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?,
-        };
-        if found == Found::EMPTY {
-            connection.pragma_update(None, "journal_mode", "WAL")?;
-            connection.execute_batch(&format!(
-                "BEGIN IMMEDIATE; {SCHEMA}
-                 PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
-            ))?;
-        } else if found.application_id != APPLICATION_ID || found.version != SCHEMA_VERSION {
-            return Ok(Err(found.refusal(path)));
-        }
         connection.execute_batch(&format!(
             "PRAGMA synchronous = {}; PRAGMA cache_size = -{cache_kib};
-             PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; PRAGMA journal_size_limit = 67108864;
+             PRAGMA wal_autocheckpoint = {pages}; PRAGMA journal_size_limit = {};
              PRAGMA temp_store = MEMORY",
             match durability {
                 Durability::Full => "FULL",
                 Durability::Process => "NORMAL",
-            }
+            },
+            2 * pages * PAGE,
         ))?;
         connection.busy_timeout(busy)?;
-        Ok(Ok(()))
-    })();
-    result.map_err(|error| sqlite(context(), error))??;
-    Ok(connection)
+        Ok(connection)
+    };
+    connect().map_err(|error| sqlite(format!("opening the store {}", path.display()), error))
 }
 
 #[derive(PartialEq, Eq)]
@@ -212,6 +282,15 @@ impl Found {
         version: 0,
         tables: 0,
     };
+
+    fn look(connection: &Connection) -> rusqlite::Result<Found> {
+        let number = |query: &str| connection.query_row(query, [], |row| row.get(0));
+        Ok(Found {
+            application_id: number("PRAGMA application_id")?,
+            version: number("PRAGMA user_version")?,
+            tables: number("SELECT count(*) FROM sqlite_schema")?,
+        })
+    }
 
     fn refusal(&self, path: &Path) -> Error {
         let path = path.display();

@@ -15,8 +15,8 @@ mod writer;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, Row};
 use tokio::task::AbortHandle;
@@ -45,6 +45,9 @@ const MAX_MESSAGE: usize = 512 << 20;
 const READERS: usize = 4;
 const READER_CACHE_KIB: u32 = 1024;
 const WATCH_CACHE_KIB: u32 = 64;
+
+/// How long the making of a store waits for another process that is at it.
+const OPENING: Duration = Duration::from_secs(5);
 
 /// A reader waits for nobody but a recovery after a crash; longer than this is an outage.
 const READ_BUSY: Duration = Duration::from_millis(200);
@@ -80,11 +83,16 @@ impl Sqlite {
         let path = &std::path::absolute(path)
             .map_err(|error| Error::io(format!("the store's path {}", path.display()), error))?;
         file::prepare(path)?;
+        let is_store = file::is_store(path)?;
         let bell = Arc::new(Bell::open(file::beside(path, "-bell"))?);
-        // One after the other, so that the tables are laid out once.
-        let turn = bell.turn()?;
+        if !is_store {
+            // One after the other, so that the tables are laid out once.
+            let since = Instant::now();
+            let turn = bell.turn(|| since.elapsed() < OPENING)?;
+            file::lay_out(path)?;
+            drop(turn);
+        }
         let writer = Writer::open(path, durability)?;
-        drop(turn);
         Ok(Sqlite {
             store: Arc::new(Store {
                 path: path.to_owned(),
@@ -97,15 +105,18 @@ impl Sqlite {
         })
     }
 
-    /// Runs `change` on a blocking thread, with the right to write.
+    /// Runs `change` on a blocking thread. If the future is dropped before the change's turn has come, it is
+    /// not made: what was reported as failed must not happen later.
     async fn write<T: Send + 'static>(
         &self,
-        change: impl FnOnce(&Store) -> Result<T> + Send + 'static,
+        change: impl FnOnce(&Store, &Wanted) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let store = Arc::clone(&self.store);
-        tokio::task::spawn_blocking(move || change(&store))
-            .await
-            .map_err(|error| Error::new(Kind::Io, "changing the store").caused_by(error))?
+        let wanted = Arc::new(());
+        let asks = Wanted(Arc::downgrade(&wanted));
+        let changed = tokio::task::spawn_blocking(move || change(&store, &asks)).await;
+        drop(wanted);
+        changed.map_err(|error| Error::new(Kind::Io, "changing the store").caused_by(error))?
     }
 
     /// Deletes what resets and removals have left, for a moment; the rest goes on behind.
@@ -116,6 +127,15 @@ impl Sqlite {
         if tokio::time::timeout(SWEEP_WAIT, sweep).await.is_err() {
             log::info!("still freeing the room of dropped messages");
         }
+    }
+}
+
+/// Whether somebody still waits for a change.
+struct Wanted(Weak<()>);
+
+impl Wanted {
+    fn still(&self) -> bool {
+        self.0.strong_count() > 0
     }
 }
 
@@ -309,13 +329,14 @@ impl Backend for Sqlite {
 
     fn create<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, bool> {
         let pipe = pipe.clone();
-        Box::pin(self.write(move |store| store.create(&pipe)))
+        Box::pin(self.write(move |store, wanted| store.create(&pipe, wanted)))
     }
 
     fn reset<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
         let pipe = pipe.clone();
         Box::pin(async move {
-            self.write(move |store| store.reset(&pipe)).await?;
+            self.write(move |store, wanted| store.reset(&pipe, wanted))
+                .await?;
             self.sweep().await;
             Ok(())
         })
@@ -324,7 +345,8 @@ impl Backend for Sqlite {
     fn remove<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
         let pipe = pipe.clone();
         Box::pin(async move {
-            self.write(move |store| store.remove(&pipe)).await?;
+            self.write(move |store, wanted| store.remove(&pipe, wanted))
+                .await?;
             self.sweep().await;
             Ok(())
         })
@@ -334,7 +356,7 @@ impl Backend for Sqlite {
         Box::pin(async move {
             match self.store.durability {
                 Durability::Full => Ok(()),
-                Durability::Process => self.write(Store::sync).await,
+                Durability::Process => self.write(|store, _| store.sync()).await,
             }
         })
     }

@@ -5,13 +5,14 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::oneshot;
 
-use super::{Durability, Log, Store, bell, chunk, file, not_found};
+use super::bell::{self, Pause};
+use super::file::Disk;
+use super::{Durability, Log, Store, Wanted, chunk, file, not_found};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId, micros_from_time};
 use crate::name::PipeName;
@@ -28,7 +29,11 @@ const REMEMBERED: u32 = 65_536;
 const BUSY: Duration = Duration::from_millis(200);
 
 /// Rows deleted in one transaction, so that pushes get their turn.
-const SWEEP_ROWS: u32 = 64;
+const SWEEP_ROWS: u32 = 16;
+
+/// Pages taken off the file in one transaction, and those that are left in it for the next pushes.
+const SHRINK_PAGES: u32 = 64;
+const SPARE_PAGES: u32 = 64;
 
 pub(super) struct Writer {
     connection: Mutex<Connection>,
@@ -93,6 +98,11 @@ impl Writer {
         std::mem::take(&mut queue.jobs)
     }
 
+    /// Whether anybody waits for his push.
+    fn is_wanted(&self) -> bool {
+        self.queue().jobs.iter().any(|job| !job.done.is_closed())
+    }
+
     /// Stops leading, if nothing has come meanwhile.
     fn is_done(&self) -> bool {
         let mut queue = self.queue();
@@ -108,6 +118,16 @@ pub(super) async fn push(
     id: PushId,
     batch: Batch,
 ) -> Result<Position> {
+    // A disk that is full to the brim could not even be reset.
+    if !Disk::of(&store.path)?.has_room_for(batch.bytes() as u64) {
+        return Err(Error::new(
+            Kind::Full,
+            format!(
+                "the disk of {} has no room for it; a reset makes some",
+                store.path.display()
+            ),
+        ));
+    }
     let (done, result) = oneshot::channel();
     let job = Job {
         pipe: pipe.clone(),
@@ -148,7 +168,7 @@ impl Store {
     fn lead(&self) {
         loop {
             let connection = self.writer.connection();
-            let begun = self.begin(&connection);
+            let begun = self.begin(&connection, || self.writer.is_wanted());
             let jobs = self.writer.waiting();
             if jobs.is_empty() {
                 return;
@@ -173,14 +193,20 @@ impl Store {
         Changes::begin(connection).ok()
     }
 
-    /// Begins a transaction when the turn has come.
-    fn begin<'a>(&self, connection: &'a Connection) -> Result<Changes<'a>> {
-        let _turn = self.bell.turn()?;
+    /// Begins a transaction when the turn has come, if it is wanted still.
+    fn begin<'a>(
+        &self,
+        connection: &'a Connection,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Changes<'a>> {
+        let _turn = self.bell.turn(&wanted)?;
         let since = Instant::now();
-        let mut pause = Duration::from_micros(20);
+        let mut pause = Pause::default();
         loop {
             match Changes::begin(connection) {
-                Ok(changes) => return Ok(changes),
+                // Looked at again behind the lock: nothing that comes later is changed unwanted.
+                Ok(changes) if wanted() => return Ok(changes),
+                Ok(_) => return Err(Error::new(Kind::Interrupted, "the caller has given up")),
                 Err(error) => {
                     let error = self.error("writing", error);
                     if error.kind() != Kind::Unreachable || since.elapsed() > BUSY {
@@ -189,8 +215,7 @@ impl Store {
                 }
             }
             // Who has the turn is next: only the transaction that is under way stands before.
-            thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(1));
+            pause.rest();
         }
     }
 
@@ -214,7 +239,7 @@ impl Store {
             // One push that cannot be stored must not take the others with it.
             Err(_) if jobs.len() > 1 => {
                 for job in jobs {
-                    match self.begin(connection) {
+                    match self.begin(connection, || !job.done.is_closed()) {
                         Ok(changes) => self.commit(changes, vec![job]),
                         Err(error) => answer(job, Err(error)),
                     }
@@ -250,69 +275,80 @@ impl Store {
     fn change<T>(
         &self,
         what: &str,
+        wanted: impl Fn() -> bool,
         change: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T> {
         let connection = self.writer.connection();
-        let changes = self.begin(&connection)?;
+        let changes = self.begin(&connection, wanted)?;
         let value = change(&connection).map_err(|error| self.error(what, error))?;
         changes.commit().map_err(|error| self.error(what, error))?;
         Ok(value)
     }
 
-    pub(super) fn create(&self, pipe: &PipeName) -> Result<bool> {
+    pub(super) fn create(&self, pipe: &PipeName, wanted: &Wanted) -> Result<bool> {
         let now = micros_from_time(SystemTime::now());
-        let created = self.change("creating a pipe", |connection| {
-            let found = Log::find(connection, pipe)?.is_some();
-            if !found {
-                insert_pipe(connection, pipe, now)?;
-            }
-            Ok(!found)
-        })?;
+        let created = self.change(
+            "creating a pipe",
+            || wanted.still(),
+            |connection| {
+                let found = Log::find(connection, pipe)?.is_some();
+                if !found {
+                    insert_pipe(connection, pipe, now)?;
+                }
+                Ok(!found)
+            },
+        )?;
         if created {
             self.bell.ring(bell::NEW_PIPE);
         }
         Ok(created)
     }
 
-    pub(super) fn reset(&self, pipe: &PipeName) -> Result<()> {
+    pub(super) fn reset(&self, pipe: &PipeName, wanted: &Wanted) -> Result<()> {
         let now = micros_from_time(SystemTime::now());
-        let reset = self.change("resetting a pipe", |connection| {
-            let Some(log) = Log::find(connection, pipe)? else {
-                return Ok(None);
-            };
-            connection.execute(
-                "UPDATE pipe SET start = ?2, start_total = ?3, modified = ?4 WHERE id = ?1",
-                [log.id, log.next(), log.total(), now],
-            )?;
-            discard(connection, log.id, log.next() - 1)?;
-            Ok(Some(log.id))
-        })?;
+        let reset = self.change(
+            "resetting a pipe",
+            || wanted.still(),
+            |connection| {
+                let Some(log) = Log::find(connection, pipe)? else {
+                    return Ok(None);
+                };
+                connection.execute(
+                    "UPDATE pipe SET start = ?2, start_total = ?3, modified = ?4 WHERE id = ?1",
+                    [log.id, log.next(), log.total(), now],
+                )?;
+                discard(connection, log.id, log.next() - 1)?;
+                Ok(Some(log.id))
+            },
+        )?;
         self.bell.ring(reset.ok_or_else(|| not_found(pipe))?);
         Ok(())
     }
 
-    pub(super) fn remove(&self, pipe: &PipeName) -> Result<()> {
-        let removed = self.change("removing a pipe", |connection| {
-            let Some(log) = Log::find(connection, pipe)? else {
-                return Ok(None);
-            };
-            connection.execute("DELETE FROM pipe WHERE id = ?1", [log.id])?;
-            discard(connection, log.id, i64::MAX as u64)?;
-            Ok(Some(log.id))
-        })?;
+    pub(super) fn remove(&self, pipe: &PipeName, wanted: &Wanted) -> Result<()> {
+        let removed = self.change(
+            "removing a pipe",
+            || wanted.still(),
+            |connection| {
+                let Some(log) = Log::find(connection, pipe)? else {
+                    return Ok(None);
+                };
+                connection.execute("DELETE FROM pipe WHERE id = ?1", [log.id])?;
+                discard(connection, log.id, i64::MAX as u64)?;
+                Ok(Some(log.id))
+            },
+        )?;
         self.bell.ring(removed.ok_or_else(|| not_found(pipe))?);
         Ok(())
     }
 
-    /// Deletes the rows that resets and removals have left.
+    /// Deletes the rows that resets and removals have left, and gives their room back to the disk.
     pub(super) fn sweep(&self) {
-        let mut rows = SWEEP_ROWS;
+        let step = |connection: &Connection| Ok(sweep(connection)? || shrink(connection)?);
         loop {
-            match self.change("freeing room", |connection| sweep(connection, rows)) {
+            match self.change("freeing room", || true, step) {
                 Ok(true) => {}
                 Ok(false) => return,
-                // On a full disk the deletion itself needs a little room in the log.
-                Err(error) if error.kind() == Kind::Full && rows > 1 => rows = 1,
                 Err(error) => {
                     log::warn!("{error}; it will be tried at the next reset");
                     return;
@@ -373,12 +409,13 @@ fn append(connection: &Connection, job: &Job, now: u64) -> rusqlite::Result<Stor
     let mut last = log.next() - 1;
     let mut total = log.total();
     let mut insert = connection.prepare_cached(
-        "INSERT INTO chunk (pipe, last, count, total, time, producer, push, data)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT INTO chunk (pipe, last, count, total, time, producer, push, checksum, data)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )?;
     for run in chunk::runs(job.batch.messages()) {
         last += run.len() as u64;
         total += run.iter().map(|message| message.len() as u64).sum::<u64>();
+        let row = chunk::encode(run);
         insert.execute((
             log.id,
             last,
@@ -387,7 +424,8 @@ fn append(connection: &Connection, job: &Job, now: u64) -> rusqlite::Result<Stor
             now,
             job.id.producer.as_bytes(),
             job.id.seq,
-            chunk::encode(run),
+            chunk::checksum(log.id, last, run.len() as u64, &row),
+            row,
         ))?;
     }
     Ok(Stored {
@@ -433,8 +471,8 @@ fn discard(connection: &Connection, pipe: u64, last: u64) -> rusqlite::Result<us
     )
 }
 
-/// Deletes up to `rows` rows; false when there is nothing left to delete.
-fn sweep(connection: &Connection, rows: u32) -> rusqlite::Result<bool> {
+/// Deletes some rows; false when there is nothing left to delete.
+fn sweep(connection: &Connection) -> rusqlite::Result<bool> {
     let oldest = connection
         .query_row("SELECT rowid, pipe, last FROM garbage LIMIT 1", [], |row| {
             Ok((
@@ -450,10 +488,22 @@ fn sweep(connection: &Connection, rows: u32) -> rusqlite::Result<bool> {
     let deleted = connection.execute(
         "DELETE FROM chunk WHERE pipe = ?1 AND last IN
          (SELECT last FROM chunk WHERE pipe = ?1 AND last <= ?2 ORDER BY last LIMIT ?3)",
-        (pipe, last, rows),
+        (pipe, last, SWEEP_ROWS),
     )?;
-    if deleted < rows as usize {
+    if deleted < SWEEP_ROWS as usize {
         connection.execute("DELETE FROM garbage WHERE rowid = ?1", [rowid])?;
     }
+    Ok(true)
+}
+
+/// Takes some unused pages off the file; false when few enough are left.
+fn shrink(connection: &Connection) -> rusqlite::Result<bool> {
+    let unused: u32 = connection.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
+    if unused < SPARE_PAGES {
+        return Ok(false);
+    }
+    let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({SHRINK_PAGES})"))?;
+    let mut steps = vacuum.query([])?;
+    while steps.next()?.is_some() {}
     Ok(true)
 }

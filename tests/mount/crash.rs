@@ -1,0 +1,396 @@
+//! Daemons that are killed, and daemons that end: what was acknowledged is there, and the mountpoint is free.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::{DNPIPES, Mount, PYTHON, Process, Running, Store, finish, wait_for};
+
+/// Pushes numbered lines and notes each that was acknowledged, until the daemon is gone.
+const ACKNOWLEDGED: &str = "
+import errno, os, sys
+name, number, acks = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+acks = os.open(acks, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+fd = os.open('topic', os.O_WRONLY)
+while True:
+    line = ('%s %d %s\\n' % (name, number, 'x' * (number * 37 % 3000))).encode()
+    try:
+        written = os.write(fd, line)
+    except OSError as error:
+        sys.exit(0 if error.errno in (errno.ECONNABORTED, errno.ENOTCONN) else str(error))
+    if written != len(line):
+        sys.exit('a short write')
+    os.write(acks, b'%d\\n' % number)
+    number += 1
+";
+
+/// The same by a shell that opens the pipe for each line.
+const ACKNOWLEDGED_SHELL: &str = r#"
+while echo "$name $number" 2> /dev/null >> topic; do
+    echo "$number" >> "$acks"
+    number=$((number + 1))
+done"#;
+
+fn acknowledged(path: &Path) -> Vec<u64> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines()
+        .map(|line| line.parse().expect("a number"))
+        .collect()
+}
+
+/// Kills the daemon a few times while writers write, and checks what is there after each.
+fn kill_in_mid_load(url: &str, store: &Store) {
+    const KILLS: usize = 4;
+    const WRITERS: usize = 4;
+    let mut mount = Mount::new(url, &[]);
+    mount.out("touch topic");
+    let acks = |writer: usize| store.folder().join(format!("acks{writer}"));
+    for kill in 1..=KILLS {
+        let mut writers = Vec::new();
+        let mut before = Vec::new();
+        for writer in 0..WRITERS {
+            let last = acknowledged(&acks(writer)).last().copied().unwrap_or(0);
+            before.push(acknowledged(&acks(writer)).len());
+            // One number is left out: the line that was under way may be there or not.
+            let (next, file) = (last + 2, acks(writer));
+            let file = file.display();
+            writers.push(mount.spawn(&if writer == 0 {
+                format!("name=w0 number={next} acks={file}\n{ACKNOWLEDGED_SHELL}")
+            } else {
+                format!("exec {PYTHON} -c \"{ACKNOWLEDGED}\" w{writer} {next} {file}")
+            }));
+        }
+        for (writer, before) in before.into_iter().enumerate() {
+            wait_for("acknowledged lines", || {
+                (acknowledged(&acks(writer)).len() >= before + 20 * kill).then_some(())
+            });
+        }
+        mount = mount.crash_and_restart(url, &[]);
+        for writer in writers {
+            let output = writer.finish();
+            assert!(output.status.code().is_some(), "{output:?}");
+            assert!(output.stderr.is_empty(), "{output:?}");
+        }
+        let mut stored = BTreeMap::<String, Vec<u64>>::new();
+        for line in mount.lines("topic") {
+            let mut words = line.split(' ');
+            let name = words.next().expect("a name").to_owned();
+            let number: u64 = words.next().expect("a number").parse().expect("a number");
+            if let Some(filler) = words.next() {
+                assert_eq!(filler.len() as u64, number * 37 % 3000, "{name} {number}");
+            }
+            stored.entry(name).or_default().push(number);
+        }
+        for writer in 0..WRITERS {
+            let acked = acknowledged(&acks(writer));
+            let stored = stored.remove(&format!("w{writer}")).unwrap_or_default();
+            assert!(
+                stored.is_sorted_by(|a, b| a < b),
+                "writer {writer}: out of order or twice: {stored:?}"
+            );
+            let there: HashSet<u64> = stored.iter().copied().collect();
+            let lost: Vec<_> = acked.iter().filter(|n| !there.contains(n)).collect();
+            assert!(lost.is_empty(), "writer {writer}: lost {lost:?}");
+            assert!(
+                stored.len() <= acked.len() + kill,
+                "writer {writer}: more lines than were written"
+            );
+        }
+        assert!(stored.is_empty(), "lines of nobody: {stored:?}");
+    }
+}
+
+/// "once the backend has acknowledged all of them: then they are available to every participant", also after
+/// kill -9, and the next mount needs no umount before.
+#[test]
+fn a_killed_daemon_loses_nothing_acknowledged() {
+    let store = Store::new();
+    kill_in_mid_load(&store.url(), &store);
+}
+
+/// The same with `durability=process`, which promises it for the end of every process.
+#[test]
+fn a_killed_daemon_loses_nothing_acknowledged_with_durability_process() {
+    let store = Store::new();
+    kill_in_mid_load(&store.fast_url(), &store);
+}
+
+/// A reader or poller that waits does not wait for ever when the daemon is killed: it gets an error.
+#[test]
+fn blocked_readers_of_a_killed_daemon_end() {
+    let mut mount = Mount::memory(&[]);
+    mount.out("touch topic");
+    let mut readers: Vec<Running> = ["cat topic", "cat topic@follow", "head -n 1 topic"]
+        .map(|reader| mount.spawn(&format!("exec {reader}")))
+        .into();
+    let poll = "import os, select
+poll = select.poll()
+poll.register(os.open('topic@follow', os.O_RDONLY), select.POLLIN)
+print(poll.poll()[0][1] & select.POLLERR)";
+    let mut poller = mount.spawn(&format!("exec {PYTHON} -c \"{poll}\""));
+    for reader in &mut readers {
+        reader.wait_until_blocked();
+    }
+    poller.polling();
+    mount.signal(libc::SIGKILL);
+    assert_eq!(mount.wait().signal(), Some(libc::SIGKILL));
+    for reader in readers {
+        let output = reader.finish();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(errors.contains("connection abort"), "{errors}");
+    }
+    assert_eq!(poller.finish().stdout, b"8\n");
+    let later = finish(Command::new("ls").arg(mount.dir()));
+    assert!(!later.status.success(), "{later:?}");
+}
+
+/// Mounting where killed daemons have left several mounts, one above the other, just works.
+#[test]
+fn stacked_dead_mounts_are_cleaned() {
+    let store = Store::new();
+    let mut lower = Mount::new(&store.url(), &[]);
+    let mut upper = Mount::memory(&[]);
+    let points = [upper.dir(), lower.dir()];
+    let bound = finish(Command::new("mount").arg("--bind").args(points));
+    assert!(bound.status.success(), "{bound:?}");
+    for mount in [&mut lower, &mut upper] {
+        mount.signal(libc::SIGKILL);
+        mount.wait();
+    }
+    assert_eq!(mounts_on(lower.dir()), 2);
+    let mount = lower.again(&store.url(), &[]);
+    assert_eq!(mounts_on(mount.dir()), 1);
+    assert_eq!(mount.out("echo works > topic; cat topic"), "works\n");
+}
+
+fn mounts_on(path: &Path) -> usize {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let path = path.to_str().expect("text");
+    let on_it = |line: &&str| line.split(' ').nth(4) == Some(path);
+    table.lines().filter(on_it).count()
+}
+
+/// On SIGTERM, SIGINT and SIGHUP waiting readers get end of file, the mountpoint is free at once, and the
+/// daemon ends with exit code 0.
+#[test]
+fn a_daemon_that_ends_gives_its_readers_end_of_file() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        let mut mount = Mount::memory(&[]);
+        mount.out("touch topic; echo before > other");
+        let readers = ["cat topic", "cat other@follow", "wc -l topic"];
+        let mut readers = readers.map(|reader| mount.spawn(&format!("exec {reader}")));
+        for reader in &mut readers {
+            reader.wait_until_blocked();
+        }
+        let start = Instant::now();
+        mount.signal(signal);
+        let read = readers.map(|reader| {
+            let output = reader.finish();
+            assert!(output.status.success(), "{output:?}");
+            assert!(output.stderr.is_empty(), "{output:?}");
+            output.stdout
+        });
+        assert_eq!(read, [&b""[..], b"before\n", b"0 topic\n"]);
+        assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
+        assert!(start.elapsed() < Duration::from_secs(2), "nothing was open");
+        fs::remove_dir(mount.dir()).expect("the mountpoint is an ordinary folder again");
+    }
+}
+
+/// "unterminated last line … pushed": also when the daemon ends while a writer has it open; and the mountpoint
+/// is free though the file is still open.
+#[test]
+fn a_daemon_that_ends_pushes_unfinished_lines() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let store = Store::new();
+        let mut mount = Mount::new(&store.url(), &[]);
+        let script = "import os, time
+os.write(os.open('topic', os.O_WRONLY | os.O_CREAT), b'whole\\npart')
+print('ok', flush=True)
+time.sleep(1000)";
+        let mut writer = mount.spawn(&format!("exec {PYTHON} -c \"{script}\""));
+        assert_eq!(writer.line(), "ok");
+        assert_eq!(mount.lines("topic"), ["whole"]);
+        mount.signal(signal);
+        let start = Instant::now();
+        wait_for("the mountpoint", || fs::remove_dir(mount.dir()).ok());
+        assert!(start.elapsed() < Duration::from_secs(2), "not free at once");
+        assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
+        assert!(writer.is_running());
+        let pulled = store.run(&["pull", "topic@snapshot"]);
+        assert_eq!(pulled.stdout, b"whole\npart\n");
+    }
+}
+
+/// The mountpoint can be mounted again at once, and the new mount stays when the last file of the old one is
+/// closed: while the old daemon still waits for that, and after it has ended.
+#[test]
+fn a_file_left_open_does_not_disturb_the_next_mount() {
+    let store = Store::new();
+    for old_daemon_waits in [true, false] {
+        let mut old = Mount::new(&store.url(), &[]);
+        old.out("touch topic");
+        let mut holder = old.spawn("exec 3<> topic; echo open; exec sleep 1000");
+        assert_eq!(holder.line(), "open");
+        old.signal(libc::SIGTERM);
+        wait_for("the mountpoint", || (!old.is_live()).then_some(()));
+        let new = old.again(&store.url(), &[]);
+        if old_daemon_waits {
+            drop(holder);
+            assert_eq!(old.wait().code(), Some(0), "{}", old.log());
+        } else {
+            assert_eq!(old.wait().code(), Some(0), "{}", old.log());
+            drop(holder);
+        }
+        assert!(new.is_live());
+        assert_eq!(mounts_on(new.dir()), 1);
+        assert_eq!(new.out("echo new > other; tail -n 1 other"), "new\n");
+        assert_eq!(fs::metadata(new.dir()).expect("the mount").ino(), 1);
+    }
+}
+
+/// Unmounting from outside, by umount(8), ends the daemon with exit code 0.
+#[test]
+fn umount_ends_the_daemon() {
+    let mut mount = Mount::memory(&[]);
+    mount.out("echo hello > topic; cat topic");
+    let done = finish(Command::new("umount").arg(mount.dir()));
+    assert!(done.status.success(), "{done:?}");
+    assert!(!mount.is_live());
+    assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
+}
+
+/// After `umount -l` what is open goes on; the daemon ends with exit code 0 when the last file is closed.
+#[test]
+fn lazy_umount_ends_the_daemon_with_the_last_file() {
+    let mut mount = Mount::memory(&[]);
+    mount.out("touch topic");
+    let script = "exec 3< topic 4> topic; cd /; cat <&3; echo hello >&4; exec cat <&3";
+    let mut reader = mount.spawn(script);
+    let cat = reader.blocked();
+    let done = finish(Command::new("umount").arg("-l").arg(mount.dir()));
+    assert!(done.status.success(), "{done:?}");
+    assert!(!mount.is_live());
+    cat.signal(libc::SIGTERM);
+    assert_eq!(reader.finish().stdout, b"hello\n");
+    assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
+}
+
+/// A daemon in the background, by its mountpoint; killed and unmounted when dropped.
+struct Background {
+    _folder: tempfile::TempDir,
+    mountpoint: PathBuf,
+}
+
+impl Background {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mountpoint = folder.path().join("mnt");
+        fs::create_dir(&mountpoint).expect("a mountpoint");
+        Background {
+            _folder: folder,
+            mountpoint,
+        }
+    }
+
+    fn start(&self, source: &str) -> std::process::Output {
+        let mut command = Command::new(DNPIPES);
+        command.args(["mount", "--daemon", source]);
+        finish(command.arg(&self.mountpoint))
+    }
+
+    /// The processes that were started with this mountpoint.
+    fn daemons(&self) -> Vec<Process> {
+        let wanted = self.mountpoint.to_str().expect("text");
+        let processes = fs::read_dir("/proc").expect("/proc").flatten();
+        processes
+            .filter_map(|entry| {
+                let words = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+                words.split('\0').any(|word| word == wanted).then_some(())?;
+                Process::open(entry.file_name().to_str()?.parse().ok()?)
+            })
+            .collect()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        for daemon in self.daemons() {
+            daemon.signal(libc::SIGKILL);
+            daemon.ends_within(Duration::from_secs(5));
+        }
+        let mut umount = Command::new("umount");
+        umount.args(["-q", "-l"]).arg(&self.mountpoint);
+        umount.stderr(Stdio::null()).status().ok();
+    }
+}
+
+/// `--daemon` returns 0 once the mount answers; SIGTERM ends the daemon and frees the mountpoint.
+#[test]
+fn a_daemon_in_the_background_answers_when_it_is_ready() {
+    let place = Background::new();
+    let output = place.start("memory:");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    // At once: nothing is waited for.
+    assert_eq!(
+        fs::metadata(&place.mountpoint).expect("the mount").ino(),
+        1,
+        "it does not answer yet"
+    );
+    fs::write(place.mountpoint.join("topic"), "hello\n").expect("a push");
+    let read = fs::read(place.mountpoint.join("topic")).expect("a pull");
+    assert_eq!(read, b"hello\n");
+    let daemons = place.daemons();
+    assert_eq!(daemons.len(), 1);
+    daemons[0].signal(libc::SIGTERM);
+    assert!(daemons[0].ends_within(Duration::from_secs(10)));
+    fs::remove_dir(&place.mountpoint).expect("the mountpoint is free");
+}
+
+/// `--daemon` that cannot mount says why, with exit code 1, and leaves no process.
+#[test]
+fn a_daemon_in_the_background_that_fails_says_why() {
+    let place = Background::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let missing = folder.path().join("missing/pipes.db");
+    let output = place.start(&format!("sqlite:{}", missing.display()));
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(
+        errors.starts_with("dnpipes: ") && errors.contains("missing: No such file or directory"),
+        "{errors}"
+    );
+    assert_eq!(errors.matches("No such file").count(), 1, "{errors}");
+    fs::write(place.mountpoint.join("file"), "").expect("a file");
+    let output = place.start("memory:");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(errors.contains("is not empty"), "{errors}");
+    for daemon in place.daemons() {
+        assert!(daemon.ends_within(Duration::from_secs(5)));
+    }
+}
+
+/// Mounting twice on the same mountpoint is refused, and the first mount stays as it is.
+#[test]
+fn a_second_mount_on_the_same_mountpoint_is_refused() {
+    let mount = Mount::memory(&[]);
+    mount.out("echo first > topic");
+    for flags in [&[][..], &["--daemon"]] {
+        let mut second = Command::new(DNPIPES);
+        second.arg("mount").args(flags).arg("memory:");
+        let output = finish(second.arg(mount.dir()));
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(
+            errors.contains("a dnpipes is mounted there already"),
+            "{errors}"
+        );
+        assert_eq!(mount.out("cat topic"), "first\n");
+    }
+}
