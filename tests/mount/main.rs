@@ -3,3 +3,7 @@
 mod support;
 
 mod basics;
+mod commands;
+mod metadata;
+mod reading;
+mod writing;
