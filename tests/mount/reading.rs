@@ -116,6 +116,11 @@ fn readers() -> Vec<(&'static str, String)> {
             "python3 -c \"import sys; print(len(list(sys.stdin)))\" < T",
             line("3"),
         ),
+        (
+            "python3 -c \"import shutil; shutil.copyfile('T', '$OUT/out')\"; cat $OUT/out",
+            all.clone(),
+        ),
+        ("perl -ne print T", all.clone()),
         ("dd if=T status=none", all.clone()),
         ("dd if=T bs=1 status=none", all.clone()),
         ("dd if=T bs=2M status=none", all.clone()),
@@ -416,7 +421,8 @@ fn nonblocking_reads() {
     }
 }
 
-/// A push that returned in another process, through another mount, is found by a nonblocking read at once.
+/// A push that returned in another process, through another mount, is found by a poll and a
+/// nonblocking read at once.
 #[test]
 fn nonblocking_reads_find_what_others_pushed() {
     let store = Store::new();
@@ -425,18 +431,20 @@ fn nonblocking_reads_find_what_others_pushed() {
     one.out("touch T");
     let said = two.python(&format!(
         r#"
+        import select
         fd = os.open('T@follow', os.O_RDONLY | os.O_NONBLOCK)
         out = os.open('{}', os.O_WRONLY)
         for number in range(300):
             line = b'%d\n' % number
             os.write(out, line)
+            assert select.select([fd], [], [], 0)[0], number
             got = os.read(fd, 100)
             assert got == line, (number, got)
-        print(why(os.read, fd, 100))
+        print(select.select([fd], [], [], 0)[0], why(os.read, fd, 100))
         "#,
         one.file("T").display()
     ));
-    assert_eq!(said, "EAGAIN\n");
+    assert_eq!(said, "[] EAGAIN\n");
 }
 
 /// `poll`, `select` and `epoll`: readable when a read would not wait, writable always.
@@ -551,6 +559,44 @@ fn wake_pollers(waits: &[&str]) {
             (10..=20).contains(&wakeups),
             "{wakeups} wake-ups in 10 rounds: {wait}"
         );
+    }
+}
+
+/// No wake-up is lost: two processes answer each other, each blocked in a read while the other pushes.
+#[test]
+fn processes_answer_each_other() {
+    let store = Store::new();
+    let url = format!("{}?durability=process", store.url());
+    let memory = Mount::memory(&[]);
+    let (one, two) = (Mount::new(&url, &[]), Mount::new(&url, &[]));
+    for (left, right) in [(&memory, &memory), (&one, &one), (&one, &two)] {
+        left.out("truncate -s 0 -c A B 2> /dev/null; touch A B");
+        let player = |reads: &str, writes: &str, serves: bool| {
+            format!(
+                r#"
+                fd, out = os.open('{reads}@follow', os.O_RDONLY), os.open('{writes}', os.O_WRONLY)
+                for number in range(500):
+                    ball = b'%d\n' % number
+                    if {}:
+                        os.write(out, ball)
+                    assert os.read(fd, 100) == ball
+                    if not {}:
+                        os.write(out, ball)
+                "#,
+                if serves { "True" } else { "False" },
+                if serves { "True" } else { "False" },
+            )
+        };
+        let players = [
+            left.spawn_python(&player("A", "B", true)),
+            right.spawn_python(&player("B", "A", false)),
+        ];
+        for output in players.map(Running::finish) {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{errors}");
+        }
+        let balls: Vec<String> = (0..500).map(|number| number.to_string()).collect();
+        assert!(left.lines("A") == balls && right.lines("B") == balls);
     }
 }
 

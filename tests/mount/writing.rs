@@ -313,6 +313,23 @@ fn the_limit_holds_in_every_framing() {
     assert_eq!(mount.lines("T"), ["12345", "12345", "12345"]);
 }
 
+/// One write(2) that reaches the limit in a later request is cut short where the kernel has to, the rest is
+/// EMSGSIZE, and the writer goes on afterwards.
+#[test]
+fn a_write_of_several_requests_reaches_the_limit() {
+    let mount = Mount::memory(&["--max-message-size", "1500KiB"]);
+    let said = mount.python(
+        r#"
+        data = b'a\n' + b'x' * (3 << 20) + b'\nz\n'
+        fd = os.open('T', os.O_WRONLY | os.O_CREAT)
+        taken = os.write(fd, data)
+        print(2 <= taken < len(data), why(os.write, fd, data[taken:]), os.write(fd, b'b\n'))
+        "#,
+    );
+    assert_eq!(said, "True EMSGSIZE 2\n");
+    assert_eq!(mount.lines("T"), ["a", "b"]);
+}
+
 /// A line over the limit that a program writes in many pieces gives it an error and pushes no fragment.
 #[test]
 fn an_endless_line_pushes_no_fragment() {
