@@ -615,10 +615,12 @@ impl Filesystem for Adapter {
         let work = async move {
             let mut ready = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
             if let Some(reader) = &file.reader {
-                if reader.is_readable().await {
+                let (readable, seen) = reader.is_readable().await;
+                if readable {
                     ready |= PollEvents::POLLIN | PollEvents::POLLRDNORM;
-                } else if notify && !file.polled.swap(true, Ordering::SeqCst) {
-                    runtime.spawn(notify_when_readable(Arc::clone(&file), notifier));
+                }
+                if notify && !file.polled.swap(true, Ordering::SeqCst) {
+                    runtime.spawn(notify_when_readable(Arc::clone(&file), notifier, seen));
                 }
             }
             Ok(ready & events)
@@ -683,9 +685,9 @@ fn sized(reply: ReplyXattr, value: &[u8], size: u32) {
     }
 }
 
-async fn notify_when_readable(file: Arc<OpenFile>, notifier: PollNotifier) {
+async fn notify_when_readable(file: Arc<OpenFile>, notifier: PollNotifier, seen: u64) {
     if let Some(reader) = &file.reader {
-        reader.readable().await;
+        reader.readable(seen).await;
     }
     file.polled.store(false, Ordering::SeqCst);
     if let Err(error) = notifier.notify() {

@@ -8,6 +8,9 @@ use crate::selector::Frame;
 /// Bytes of the length before a message in the `len` frame.
 const HEADER: usize = 4;
 
+/// A request that is longer may be the first of several for one write(2): 1 MiB, less a page's rest.
+const MOST: usize = (1 << 20) - 4096;
+
 /// The bytes that a message of `length` bytes takes when it is read.
 pub fn framed_len(frame: Frame, length: usize) -> usize {
     match frame {
@@ -59,6 +62,8 @@ enum Trouble {
     /// The kernel had sent one write(2) in several requests; it answers a short count for a failure of a
     /// later one. The next request is refused, so that the writer learns of it.
     Untold,
+    /// The line goes on: what comes up to its end is refused.
+    Within,
     /// There is no telling where the next message starts.
     Lost,
 }
@@ -200,8 +205,12 @@ impl Decoder {
             Some(_) if decoded.whole > 0 => Ok(decoded.whole),
             Some(error) => {
                 self.partial = BytesMut::new();
+                // Of a write(2) that is longer than a request, what would have followed is not known.
+                let ends = |end| piece.len() > MOST || memchr::memchr(end, piece).is_some();
                 self.trouble = match self.frame {
                     Frame::Len | Frame::File => Trouble::Lost,
+                    Frame::Line if !ends(b'\n') => Trouble::Within,
+                    Frame::Nul if !ends(b'\0') => Trouble::Within,
                     Frame::Line | Frame::Nul if continued => Trouble::Untold,
                     Frame::Line | Frame::Nul => Trouble::None,
                 };

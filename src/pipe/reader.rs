@@ -51,6 +51,8 @@ struct State {
     full: bool,
     /// The mount ends: whoever reads gets end of file.
     ended: bool,
+    /// Counts what made it readable.
+    news: u64,
 }
 
 enum Phase {
@@ -77,12 +79,18 @@ impl Shared {
             .sum::<usize>();
         state.queue.extend(messages);
         state.phase = Phase::Filling;
+        state.news += 1;
         drop(state);
         self.changed.notify_waiters();
     }
 
     fn enter(&self, phase: Phase) {
-        self.lock().phase = phase;
+        let mut state = self.lock();
+        if matches!(phase, Phase::End | Phase::Failed(_)) {
+            state.news += 1;
+        }
+        state.phase = phase;
+        drop(state);
         self.changed.notify_waiters();
     }
 }
@@ -107,6 +115,7 @@ impl Reader {
                 phase: Phase::Filling,
                 full: false,
                 ended: false,
+                news: 0,
             }),
             changed: Notify::new(),
             wanted: Notify::new(),
@@ -166,18 +175,18 @@ impl Reader {
     }
 
     /// Whether a read would not wait; looks again in the store before it says no.
-    pub async fn is_readable(&self) -> bool {
+    pub async fn is_readable(&self) -> (bool, u64) {
         let mut asked = false;
         loop {
             let changed = self.shared.changed.notified();
             {
                 let mut state = self.shared.lock();
                 if state.readable() {
-                    return true;
+                    return (true, state.news);
                 }
                 if matches!(state.phase, Phase::Waiting) {
                     if asked {
-                        return false;
+                        return (false, state.news);
                     }
                     asked = true;
                     state.phase = Phase::Filling;
@@ -189,11 +198,14 @@ impl Reader {
     }
 
     /// Waits until a read would not wait.
-    pub async fn readable(&self) {
+    pub async fn readable(&self, seen: u64) {
         loop {
             let changed = self.shared.changed.notified();
-            if self.shared.lock().readable() {
-                return;
+            {
+                let state = self.shared.lock();
+                if state.news > seen || state.ended {
+                    return;
+                }
             }
             changed.await;
         }

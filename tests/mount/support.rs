@@ -83,6 +83,27 @@ impl Store {
         command.args(args).env("DNPIPES_SOURCE", self.url());
         finish(command.stdin(Stdio::null()))
     }
+
+    /// Runs a script with bash in the store's folder; `dnpipes` is the program, on this store.
+    pub(crate) fn sh(&self, script: &str) -> Output {
+        self.spawn(script).finish()
+    }
+
+    /// What such a script prints; it must succeed and print no error.
+    pub(crate) fn out(&self, script: &str) -> String {
+        text_of(script, self.sh(script), "")
+    }
+
+    /// Starts such a script.
+    pub(crate) fn spawn(&self, script: &str) -> Running {
+        let mut command = Command::new("bash");
+        command
+            .arg("-c")
+            .arg(format!("dnpipes() {{ {DNPIPES:?} \"$@\"; }}\n{script}"))
+            .env("DNPIPES_SOURCE", self.url())
+            .current_dir(self.folder());
+        Running::start(&mut command)
+    }
 }
 
 /// The right to write to a store.
@@ -109,6 +130,28 @@ impl Drop for HeldStore {
         self.lock(libc::F_UNLCK);
     }
 }
+
+/// The output of a program that must have succeeded without a word of complaint.
+fn text_of(program: &str, output: Output, log: &str) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success() && errors.is_empty(),
+        "{program}: {}\n{errors}\nlog: {log}",
+        output.status
+    );
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// What every Python program of the tests starts with: `why` gives a call's errno by name, or `ok`.
+const PRELUDE: &str = "
+import errno, os
+def why(call, *args):
+    try:
+        call(*args)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return 'ok'
+";
 
 /// A mounted daemon; dropped, it is killed, unmounted and reaped.
 pub(crate) struct Mount {
@@ -231,15 +274,23 @@ impl Mount {
 
     /// What a script prints; it must succeed and print no error.
     pub(crate) fn out(&self, script: &str) -> String {
-        let output = self.sh(script);
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(
-            output.status.success() && errors.is_empty(),
-            "{script}: {}\n{errors}\nlog: {}",
-            output.status,
-            self.log()
-        );
-        String::from_utf8(output.stdout).expect("text")
+        text_of(script, self.sh(script), &self.log())
+    }
+
+    /// What a Python program prints; it runs in the mountpoint and must succeed. It may be indented, and
+    /// begins on a line of its own.
+    pub(crate) fn python(&self, program: &str) -> String {
+        text_of(program, self.spawn_python(program).finish(), &self.log())
+    }
+
+    /// Starts such a program.
+    pub(crate) fn spawn_python(&self, program: &str) -> Running {
+        let mut command = Command::new("python3");
+        command
+            .arg("-c")
+            .arg(format!("{PRELUDE}if True:{program}"))
+            .current_dir(&self.mountpoint);
+        Running::start(&mut command)
     }
 
     /// Starts a process in the mountpoint, its output piped; reaped when dropped.
@@ -247,6 +298,12 @@ impl Mount {
         let mut command = Command::new("bash");
         command.arg("-c").arg(script).current_dir(&self.mountpoint);
         Running::start(&mut command)
+    }
+
+    /// What a pipe, or a selector of one, holds now.
+    pub(crate) fn bytes(&self, pipe: &str) -> Vec<u8> {
+        let mark = if pipe.contains('@') { ',' } else { '@' };
+        fs::read(self.file(&format!("{pipe}{mark}snapshot"))).expect("a snapshot")
     }
 
     /// All messages of a pipe, as lines.
@@ -343,9 +400,13 @@ impl Running {
 
     /// The same for poll(2).
     pub(crate) fn polling(&mut self) -> Process {
-        self.waiting("a poll", |pid| {
+        self.asleep_in("poll")
+    }
+
+    fn asleep_in(&mut self, place: &str) -> Process {
+        self.waiting(place, |pid| {
             fs::read_to_string(format!("/proc/{pid}/wchan"))
-                .is_ok_and(|place| place.contains("poll"))
+                .is_ok_and(|function| function.contains(place))
         })
     }
 
@@ -374,6 +435,12 @@ impl Running {
             line.extend(byte);
         }
         String::from_utf8(line).expect("text")
+    }
+
+    /// Waits until the process, or one that it started, sleeps in a system call whose name in the kernel
+    /// contains `place`.
+    pub(crate) fn wait_until_asleep_in(&mut self, place: &str) {
+        self.asleep_in(place);
     }
 
     /// Waits for the end and collects the output. Killed at the deadline, which fails the test.
