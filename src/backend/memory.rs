@@ -1,12 +1,13 @@
 //! The reference implementation: messages in this process's memory, gone with it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::Notify;
 
-use super::{Backend, Caps, Fut, Limit, PipeInfo, Source, Start, weight};
+use super::{Backend, Caps, Floor, Fut, Limit, PipeInfo, Source, Start, weight};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Message, Position, Producer, PushId};
 use crate::name::PipeName;
@@ -40,6 +41,8 @@ struct Pipe {
     bytes: u64,
     modified: SystemTime,
     pushed: Arc<Notify>,
+    /// A copy of `first` for the readers.
+    floor: Arc<AtomicU64>,
 }
 
 impl Default for Pipe {
@@ -51,6 +54,7 @@ impl Default for Pipe {
             bytes: 0,
             modified: SystemTime::now(),
             pushed: Arc::default(),
+            floor: Arc::default(),
         }
     }
 }
@@ -68,6 +72,7 @@ impl Pipe {
             .map(|message| weight(&message.data))
             .sum::<usize>();
         self.first = self.next();
+        self.floor.store(self.first, Ordering::Release);
         self.log = VecDeque::new();
         self.bytes = 0;
         self.modified = SystemTime::now();
@@ -297,11 +302,25 @@ impl Source for Cursor {
         })
     }
 
+    fn floor(&self) -> Arc<dyn Floor> {
+        let mut pipes = self.store.lock();
+        let pipe = pipes.by_name.entry(self.pipe.clone()).or_default();
+        Arc::new(MemoryFloor(Arc::clone(&pipe.floor)))
+    }
+
     fn end(&mut self) -> Fut<'_, Position> {
         Box::pin(async move {
             let pipes = self.store.lock();
             let next = pipes.by_name.get(&self.pipe).map_or(0, Pipe::next);
             Ok(position(next))
         })
+    }
+}
+
+struct MemoryFloor(Arc<AtomicU64>);
+
+impl Floor for MemoryFloor {
+    fn position(&self) -> Position {
+        position(self.0.load(Ordering::Acquire))
     }
 }

@@ -148,12 +148,23 @@ pub trait Source: Send {
     /// As for [`Backend::subscribe`]; the source stays usable and has delivered nothing.
     fn next(&mut self, limit: Limit) -> Fut<'_, Vec<Message>>;
 
+    /// Where the pipe starts, for discarding what was fetched before a reset.
+    fn floor(&self) -> Arc<dyn Floor>;
+
     /// The end of the log now: every message acknowledged before the call stands before it, every later
     /// one does not.
     ///
     /// # Errors
     /// As for `next`.
     fn end(&mut self) -> Fut<'_, Position>;
+}
+
+/// Where a pipe starts.
+pub trait Floor: Send + Sync {
+    /// Messages before this position were dropped, by a reset or a removal that has completed. Called at
+    /// every read: it MUST be cheap and MUST NOT wait. A backend that learns of other participants' resets
+    /// only later says so in the README's table.
+    fn position(&self) -> Position;
 }
 
 /// Opens the backend that `url` names.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Backend, Caps, Fut, Limit, PipeInfo, Source, Start};
+use super::{Backend, Caps, Floor, Fut, Limit, PipeInfo, Source, Start};
 use crate::error::{Applied, Error, Kind, Result};
 use crate::message::{Batch, Message, Position, PushId};
 use crate::name::PipeName;
@@ -152,6 +152,7 @@ impl Backend for Retry {
                 .run("opening", Some(pipe), || self.inner.subscribe(pipe, start))
                 .await?;
             Ok(Box::new(Resuming {
+                floor: source.floor(),
                 retry: self.clone(),
                 pipe: pipe.clone(),
                 start,
@@ -206,6 +207,7 @@ struct Resuming {
     pipe: PipeName,
     start: Start,
     source: Option<Box<dyn Source>>,
+    floor: Arc<dyn Floor>,
 }
 
 impl Resuming {
@@ -266,6 +268,10 @@ impl Source for Resuming {
                 }
             }
         })
+    }
+
+    fn floor(&self) -> Arc<dyn Floor> {
+        Arc::clone(&self.floor)
     }
 
     fn end(&mut self) -> Fut<'_, Position> {

@@ -620,7 +620,7 @@ impl Filesystem for Adapter {
                     ready |= PollEvents::POLLIN | PollEvents::POLLRDNORM;
                 }
                 if notify && !file.polled.swap(true, Ordering::SeqCst) {
-                    runtime.spawn(notify_when_readable(Arc::clone(&file), notifier, seen));
+                    runtime.spawn(notify_of_news(Arc::clone(&file), notifier, seen));
                 }
             }
             Ok(ready & events)
@@ -685,9 +685,9 @@ fn sized(reply: ReplyXattr, value: &[u8], size: u32) {
     }
 }
 
-async fn notify_when_readable(file: Arc<OpenFile>, notifier: PollNotifier, seen: u64) {
+async fn notify_of_news(file: Arc<OpenFile>, notifier: PollNotifier, seen: u64) {
     if let Some(reader) = &file.reader {
-        reader.readable(seen).await;
+        reader.news(seen).await;
     }
     file.polled.store(false, Ordering::SeqCst);
     if let Err(error) = notifier.notify() {

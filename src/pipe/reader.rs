@@ -10,9 +10,9 @@ use tokio::task::AbortHandle;
 
 use super::framing::{encode, framed_len};
 use super::subscription::{Step, Subscription};
-use crate::backend::{Backend, weight};
+use crate::backend::{Backend, Floor, weight};
 use crate::error::{Error, Kind, Result};
-use crate::message::Message;
+use crate::message::{Message, Position};
 use crate::name::PipeName;
 use crate::selector::{Frame, Mode};
 
@@ -29,6 +29,7 @@ const LONGEST_ANSWER: usize = (1 << 20) - 1;
 /// An open file's reading side.
 pub struct Reader {
     shared: Arc<Shared>,
+    floor: Arc<dyn Floor>,
     fill: AbortHandle,
     frame: Frame,
 }
@@ -120,9 +121,11 @@ impl Reader {
             changed: Notify::new(),
             wanted: Notify::new(),
         });
+        let floor = subscription.floor();
         let fill = tokio::spawn(fill(Arc::clone(&shared), subscription)).abort_handle();
         Ok(Reader {
             shared,
+            floor,
             fill,
             frame,
         })
@@ -139,12 +142,9 @@ impl Reader {
             // Made before the look, so that nothing is missed.
             let changed = self.shared.changed.notified();
             {
-                let mut state = self.shared.lock();
+                let mut state = self.current();
                 let bytes = state.take(self.frame, size.min(LONGEST_ANSWER));
-                if state.full && state.weight <= BUFFER / 2 {
-                    state.full = false;
-                    self.shared.wanted.notify_one();
-                }
+                self.make_room(&mut state);
                 if !bytes.is_empty() || state.ended || size == 0 {
                     return Ok(bytes);
                 }
@@ -174,13 +174,30 @@ impl Reader {
         }
     }
 
-    /// Whether a read would not wait; looks again in the store before it says no.
+    /// The state without what a reset has dropped.
+    fn current(&self) -> MutexGuard<'_, State> {
+        let floor = self.floor.position();
+        let mut state = self.shared.lock();
+        state.discard(floor);
+        self.make_room(&mut state);
+        state
+    }
+
+    fn make_room(&self, state: &mut State) {
+        if state.full && state.weight <= BUFFER / 2 {
+            state.full = false;
+            self.shared.wanted.notify_one();
+        }
+    }
+
+    /// Whether a read would not wait, and how much news there was by then, for [`Reader::news`]. Looks
+    /// again in the store before it says no.
     pub async fn is_readable(&self) -> (bool, u64) {
         let mut asked = false;
         loop {
             let changed = self.shared.changed.notified();
             {
-                let mut state = self.shared.lock();
+                let mut state = self.current();
                 if state.readable() {
                     return (true, state.news);
                 }
@@ -197,8 +214,9 @@ impl Reader {
         }
     }
 
-    /// Waits until a read would not wait.
-    pub async fn readable(&self, seen: u64) {
+    /// Waits for more news than were `seen`. A poller that is told of changes only (EPOLLET) counts on it
+    /// also while there is something left to read.
+    pub async fn news(&self, seen: u64) {
         loop {
             let changed = self.shared.changed.notified();
             {
@@ -227,6 +245,17 @@ impl Drop for Reader {
 impl State {
     fn readable(&self) -> bool {
         !self.queue.is_empty() || self.ended || matches!(self.phase, Phase::End | Phase::Failed(_))
+    }
+
+    /// Drops what stands before `floor`. A message that was read in part already is finished.
+    fn discard(&mut self, floor: Position) {
+        let begun = usize::from(self.sent > 0);
+        while let Some(message) = self.queue.get(begun)
+            && message.position < floor
+        {
+            self.weight -= weight(&message.data);
+            self.queue.remove(begun);
+        }
     }
 
     fn take(&mut self, frame: Frame, size: usize) -> Vec<u8> {

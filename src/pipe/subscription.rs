@@ -1,6 +1,8 @@
 //! The read modes: where a read ends, and when it waits.
 
-use crate::backend::{Backend, Limit, Source, Start};
+use std::sync::Arc;
+
+use crate::backend::{Backend, Floor, Limit, Source, Start};
 use crate::error::Result;
 use crate::message::{Message, Position};
 use crate::name::PipeName;
@@ -47,6 +49,11 @@ impl Subscription {
             may_end: mode == Mode::Snapshot,
             held: Vec::new(),
         })
+    }
+
+    /// Where the pipe starts, for discarding what was fetched before a reset.
+    pub fn floor(&self) -> Arc<dyn Floor> {
+        self.source.floor()
     }
 
     /// What there is now, about `max_bytes` of it. Never waits for a push.

@@ -35,8 +35,6 @@ pub(super) fn mount(mut args: MountArgs) -> Result<Outcome> {
     } else {
         None
     };
-    // Before any thread is started, so that every thread leaves them to the one that waits for them.
-    block_signals()?;
     match start(args) {
         Ok(running) => running.until_the_end(starter),
         Err(error) => match starter {
@@ -59,6 +57,9 @@ struct Running {
 fn start(args: MountArgs) -> Result<Running> {
     let source = source_or_default(args.source)?;
     let backend = Retry::new(backend::open(&source)?, args.timeout);
+    // Only now, so that a signal ends a program that is still waiting for its store; and before any thread
+    // is started, so that every thread leaves them to the one that waits for them.
+    block_signals()?;
     let runtime = runtime(THREADS)?;
     // SAFETY: neither call can fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };

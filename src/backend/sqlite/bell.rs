@@ -6,12 +6,15 @@
 //! - **Telling**: after a commit the writer puts a new number into the pipe's slot, and inotify(7) wakes
 //!   the other processes. Watching the write-ahead log instead would not do: its event comes before the
 //!   commit is visible.
+//! - **Resets**: counted in shared memory behind the slots, so that a reader sees at once, without a
+//!   system call, that what it holds may have been dropped.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,7 +25,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// Pipes share this many slots; two in one slot wake each other's readers for nothing, no more.
 const SLOTS: usize = 512;
@@ -30,6 +33,10 @@ const SLOT: usize = size_of::<u64>();
 
 /// What rings when a pipe is made; no pipe has this id.
 pub(super) const NEW_PIPE: u64 = 0;
+
+/// Where the resets are counted.
+const RESETS: usize = SLOTS * SLOT;
+const MAPPED: usize = 2 * RESETS;
 
 /// The lock's byte lies far behind the slots.
 const TURN: i64 = 1 << 20;
@@ -39,6 +46,7 @@ const POLL: Duration = Duration::from_millis(50);
 
 pub(super) struct Bell {
     file: File,
+    resets: Counter,
     path: PathBuf,
     slots: [Notify; SLOTS],
     /// How many wait in this process; while nobody does, nobody needs to listen.
@@ -48,6 +56,52 @@ pub(super) struct Bell {
     told: Mutex<[u64; SLOTS]>,
     /// Numbers of this process's own: a random start, then counting.
     number: AtomicU64,
+}
+
+/// A number in the file, shared with other processes.
+struct Counter(NonNull<AtomicU64>);
+
+// SAFETY: it points to an atomic in memory that stays mapped until it is dropped.
+unsafe impl Send for Counter {}
+// SAFETY: as above; an atomic may be shared.
+unsafe impl Sync for Counter {}
+
+impl Counter {
+    fn map(file: &File) -> io::Result<Self> {
+        // SAFETY: the descriptor is open. The blocks are allocated, so that a full disk is an error here
+        // and not a signal at the first use; what the file holds stays.
+        match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, MAPPED as libc::off_t) } {
+            0 => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+        // SAFETY: a new shared mapping of an open file, as long as the file is.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                MAPPED,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        match NonNull::new(start.cast::<AtomicU64>()) {
+            Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => Ok(Counter(start)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn get(&self) -> &AtomicU64 {
+        // SAFETY: within the mapping, aligned, and only ever used as an atomic.
+        unsafe { self.0.add(RESETS / SLOT).as_ref() }
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `map` made, which nobody refers to any more.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), MAPPED) };
+    }
 }
 
 /// Rests between two tries: short ones first, for what is mostly free at once.
@@ -102,8 +156,10 @@ impl Bell {
         let mut start = [0; SLOT];
         getrandom::fill(&mut start)
             .map_err(|error| Error::io(context(), io::Error::other(error.to_string())))?;
+        let resets = Counter::map(&file).map_err(|error| Error::io(context(), error))?;
         let bell = Bell {
             file,
+            resets,
             path,
             slots: std::array::from_fn(|_| Notify::new()),
             waiters: AtomicUsize::new(0),
@@ -124,6 +180,16 @@ impl Bell {
             bell: Arc::clone(self),
             slot: id as usize % SLOTS,
         }
+    }
+
+    /// How many resets and removals there were; that the number has changed is what counts.
+    pub(super) fn resets(&self) -> u64 {
+        self.resets.get().load(Ordering::Acquire)
+    }
+
+    /// Tells all readers of all pipes, here and in other processes, that one was reset.
+    pub(super) fn count_reset(&self) {
+        self.resets.get().fetch_add(1, Ordering::AcqRel);
     }
 
     /// Tells everyone who waits for pipe `id`, here and in other processes.
@@ -205,20 +271,16 @@ impl Bell {
         }
     }
 
-    /// Waits for the turn, which others have for a moment only, as long as it is wanted.
-    pub(super) fn turn(&self, wanted: impl Fn() -> bool) -> Result<Turn<'_>> {
+    /// Waits for the turn, which others have for a moment only; `None` when it is not wanted any more.
+    pub(super) fn turn(&self, wanted: impl Fn() -> bool) -> Result<Option<Turn<'_>>> {
         let mut pause = Pause::default();
         while wanted() {
             if let Some(turn) = self.try_turn()? {
-                return Ok(turn);
+                return Ok(Some(turn));
             }
             pause.rest();
         }
-        let why = format!(
-            "{}: another process keeps the turn to write",
-            self.path.display()
-        );
-        Err(Error::new(Kind::Unreachable, why))
+        Ok(None)
     }
 
     /// Whether another process has the turn.
@@ -303,10 +365,10 @@ mod tests {
             Bell::open(path).expect("two"),
         );
         assert!(!two.is_turn_taken());
-        let turn = one.turn(|| true).expect("the turn");
+        let turn = one.turn(|| true).expect("a look").expect("the turn");
         assert!(two.is_turn_taken() && !one.is_turn_taken());
         assert!(two.try_turn().expect("a look").is_none());
-        assert!(two.turn(|| false).is_err());
+        assert!(two.turn(|| false).expect("a look").is_none());
         drop(turn);
         assert!(!two.is_turn_taken());
     }
@@ -319,6 +381,9 @@ mod tests {
             Bell::open(path.clone()).expect("one"),
             Bell::open(path).expect("two"),
         );
+        assert_eq!(one.resets(), two.resets());
+        one.count_reset();
+        assert_eq!(two.resets(), one.resets());
         one.ring(3);
         one.ring(3 + SLOTS as u64);
         one.ring(SLOTS as u64 - 1);

@@ -1,13 +1,13 @@
 //! A subscriber's place in a pipe of the store.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{Log, Store, bell, chunk};
-use crate::backend::{Fut, Limit, Source, Start, weight};
+use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Message, Position, time_from_micros};
 use crate::name::PipeName;
@@ -201,6 +201,15 @@ impl Source for Cursor {
         })
     }
 
+    fn floor(&self) -> Arc<dyn Floor> {
+        let resets = self.store.bell.resets();
+        Arc::new(PipeFloor {
+            store: Arc::clone(&self.store),
+            pipe: self.pipe.clone(),
+            known: Mutex::new((resets, Position::MIN)),
+        })
+    }
+
     fn end(&mut self) -> Fut<'_, Position> {
         Box::pin(async move {
             let log = self
@@ -208,5 +217,47 @@ impl Source for Cursor {
                 .read("looking", |connection| Log::find(connection, &self.pipe))?;
             Ok(log.map_or(Position::MIN, |log| Position::new(log.id, log.next())))
         })
+    }
+}
+
+/// Where the pipe starts; looked up anew only after some pipe of the store was reset.
+struct PipeFloor {
+    store: Arc<Store>,
+    pipe: PipeName,
+    /// The number of resets at the last look, and what it found.
+    known: Mutex<(u64, Position)>,
+}
+
+impl Floor for PipeFloor {
+    fn position(&self) -> Position {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let resets = self.store.bell.resets();
+        if known.0 != resets {
+            match self
+                .store
+                .read("looking", |connection| self.look(connection))
+            {
+                Ok(floor) => *known = (resets, floor),
+                Err(error) => log::warn!("{error}"),
+            }
+        }
+        known.1
+    }
+}
+
+impl PipeFloor {
+    fn look(&self, connection: &Connection) -> rusqlite::Result<Position> {
+        if let Some(log) = Log::find(connection, &self.pipe)? {
+            return Ok(Position::new(log.id, log.start));
+        }
+        // Removed: all that there was is gone. If it is made again, it gets a greater id.
+        let last = connection
+            .query_row(
+                "SELECT seq FROM sqlite_sequence WHERE name = 'pipe'",
+                [],
+                |row| row.get(0),
+            )
+            .optional()?;
+        Ok(Position::new(last.unwrap_or(0), u64::MAX))
     }
 }

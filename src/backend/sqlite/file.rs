@@ -83,12 +83,13 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
         }
     }
     refuse_network(folder)?;
+    may_write(path, folder)?;
     match fs::metadata(path) {
         Ok(meta) if !meta.is_file() => Err(Error::new(
             Kind::InvalidInput,
             format!("{} is not a regular file", path.display()),
         )),
-        Ok(_) => Ok(()),
+        Ok(_) => may_write(path, path),
         Err(_) => {
             // A file that exists is not opened here: closing it would drop the locks that SQLite holds
             // on it in this process (fcntl(2), POSIX locks).
@@ -109,6 +110,28 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
     }
 }
 
+/// Asks before SQLite does, which would not say why it cannot.
+fn may_write(store: &Path, place: &Path) -> Result<()> {
+    let context = || {
+        format!(
+            "the store {} needs to write to {}",
+            store.display(),
+            place.display()
+        )
+    };
+    let c_path = c_path(place, context)?;
+    // SAFETY: the path ends with NUL.
+    match unsafe { libc::access(c_path.as_ptr(), libc::R_OK | libc::W_OK) } {
+        0 => Ok(()),
+        _ => Err(Error::io(context(), io::Error::last_os_error())),
+    }
+}
+
+fn c_path(path: &Path, context: impl Fn() -> String) -> Result<CString> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|error| Error::new(Kind::InvalidInput, context()).caused_by(error))
+}
+
 /// SQLite's shared memory and locks need one kernel (sqlite.org/wal.html, "All processes using a
 /// database must be on the same host").
 fn refuse_network(folder: &Path) -> Result<()> {
@@ -127,8 +150,7 @@ fn refuse_network(folder: &Path) -> Result<()> {
         (0x564c, "ncp"),
     ];
     let context = || format!("looking at {}", folder.display());
-    let c_path = CString::new(folder.as_os_str().as_bytes())
-        .map_err(|error| Error::new(Kind::InvalidInput, context()).caused_by(error))?;
+    let c_path = c_path(folder, context)?;
     // SAFETY: `statfs` is plain data, for which all zeros is a valid value.
     let mut info: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the path ends with NUL, and `info` outlives the call.
@@ -164,8 +186,7 @@ pub(super) struct Disk {
 impl Disk {
     pub(super) fn of(path: &Path) -> Result<Self> {
         let context = || format!("looking at the disk of {}", path.display());
-        let c_path = CString::new(path.as_os_str().as_bytes())
-            .map_err(|error| Error::new(Kind::InvalidInput, context()).caused_by(error))?;
+        let c_path = c_path(path, context)?;
         // SAFETY: `statvfs` is plain data, for which all zeros is a valid value.
         let mut info: libc::statvfs = unsafe { std::mem::zeroed() };
         // SAFETY: the path ends with NUL, and `info` outlives the call.

@@ -88,9 +88,14 @@ impl Sqlite {
         if !is_store {
             // One after the other, so that the tables are laid out once.
             let since = Instant::now();
-            let turn = bell.turn(|| since.elapsed() < OPENING)?;
+            let Some(_turn) = bell.turn(|| since.elapsed() < OPENING)? else {
+                let why = format!(
+                    "{}: another process keeps the turn to write",
+                    path.display()
+                );
+                return Err(Error::new(Kind::Unreachable, why));
+            };
             file::lay_out(path)?;
-            drop(turn);
         }
         let writer = Writer::open(path, durability)?;
         Ok(Sqlite {

@@ -47,6 +47,13 @@ struct Queue {
     led: bool,
 }
 
+impl Queue {
+    /// Drops the jobs whose callers have given up: they are not stored.
+    fn drop_unwanted(&mut self) {
+        self.jobs.retain(|job| !job.done.is_closed());
+    }
+}
+
 struct Job {
     pipe: PipeName,
     id: PushId,
@@ -84,17 +91,16 @@ impl Writer {
         let mut queue = self.queue();
         if queue.jobs.len() >= 64 {
             // While another process keeps the turn, callers give up and new ones come.
-            queue.jobs.retain(|job| !job.done.is_closed());
+            queue.drop_unwanted();
         }
         queue.jobs.push(job);
         !std::mem::replace(&mut queue.led, true)
     }
 
-    /// What waits. Nothing: then the leader has stopped leading.
+    /// Takes what waits.
     fn waiting(&self) -> Vec<Job> {
         let mut queue = self.queue();
-        queue.jobs.retain(|job| !job.done.is_closed());
-        queue.led = !queue.jobs.is_empty();
+        queue.drop_unwanted();
         std::mem::take(&mut queue.jobs)
     }
 
@@ -103,9 +109,10 @@ impl Writer {
         self.queue().jobs.iter().any(|job| !job.done.is_closed())
     }
 
-    /// Stops leading, if nothing has come meanwhile.
+    /// Stops leading, unless something has come meanwhile.
     fn is_done(&self) -> bool {
         let mut queue = self.queue();
+        queue.drop_unwanted();
         queue.led = !queue.jobs.is_empty();
         !queue.led
     }
@@ -166,17 +173,13 @@ impl Store {
 
     /// Leads until nothing waits.
     fn lead(&self) {
-        loop {
+        while !self.writer.is_done() {
             let connection = self.writer.connection();
-            let begun = self.begin(&connection, || self.writer.is_wanted());
-            let jobs = self.writer.waiting();
-            if jobs.is_empty() {
-                return;
-            }
-            match begun {
-                Ok(changes) => self.commit(changes, jobs),
+            match self.begin(&connection, || self.writer.is_wanted()) {
+                Ok(Some(changes)) => self.commit(changes, self.writer.waiting()),
+                Ok(None) => {}
                 Err(error) => {
-                    for job in jobs {
+                    for job in self.writer.waiting() {
                         answer(job, Err(Error::new(error.kind(), error.to_string())));
                     }
                 }
@@ -193,20 +196,21 @@ impl Store {
         Changes::begin(connection).ok()
     }
 
-    /// Begins a transaction when the turn has come, if it is wanted still.
+    /// Begins a transaction when the turn has come; `None` if it is not wanted any more.
     fn begin<'a>(
         &self,
         connection: &'a Connection,
         wanted: impl Fn() -> bool,
-    ) -> Result<Changes<'a>> {
-        let _turn = self.bell.turn(&wanted)?;
+    ) -> Result<Option<Changes<'a>>> {
+        let Some(_turn) = self.bell.turn(&wanted)? else {
+            return Ok(None);
+        };
         let since = Instant::now();
         let mut pause = Pause::default();
         loop {
             match Changes::begin(connection) {
                 // Looked at again behind the lock: nothing that comes later is changed unwanted.
-                Ok(changes) if wanted() => return Ok(changes),
-                Ok(_) => return Err(Error::new(Kind::Interrupted, "the caller has given up")),
+                Ok(changes) => return Ok(wanted().then_some(changes)),
                 Err(error) => {
                     let error = self.error("writing", error);
                     if error.kind() != Kind::Unreachable || since.elapsed() > BUSY {
@@ -240,7 +244,8 @@ impl Store {
             Err(_) if jobs.len() > 1 => {
                 for job in jobs {
                     match self.begin(connection, || !job.done.is_closed()) {
-                        Ok(changes) => self.commit(changes, vec![job]),
+                        Ok(Some(changes)) => self.commit(changes, vec![job]),
+                        Ok(None) => {}
                         Err(error) => answer(job, Err(error)),
                     }
                 }
@@ -279,7 +284,9 @@ impl Store {
         change: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T> {
         let connection = self.writer.connection();
-        let changes = self.begin(&connection, wanted)?;
+        let Some(changes) = self.begin(&connection, wanted)? else {
+            return Err(Error::new(Kind::Interrupted, format!("{what}: given up")));
+        };
         let value = change(&connection).map_err(|error| self.error(what, error))?;
         changes.commit().map_err(|error| self.error(what, error))?;
         Ok(value)
@@ -321,6 +328,7 @@ impl Store {
                 Ok(Some(log.id))
             },
         )?;
+        self.bell.count_reset();
         self.bell.ring(reset.ok_or_else(|| not_found(pipe))?);
         Ok(())
     }
@@ -338,23 +346,33 @@ impl Store {
                 Ok(Some(log.id))
             },
         )?;
+        self.bell.count_reset();
         self.bell.ring(removed.ok_or_else(|| not_found(pipe))?);
         Ok(())
     }
 
     /// Deletes the rows that resets and removals have left, and gives their room back to the disk.
     pub(super) fn sweep(&self) {
-        let step = |connection: &Connection| Ok(sweep(connection)? || shrink(connection)?);
-        loop {
-            match self.change("freeing room", || true, step) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    log::warn!("{error}; it will be tried at the next reset");
-                    return;
-                }
-            }
+        if let Err(error) = self.try_sweep() {
+            log::warn!("{error}; it will be tried at the next reset");
         }
+    }
+
+    fn try_sweep(&self) -> Result<()> {
+        while self.change("freeing room", || true, sweep)? {}
+        let mut shrunk = false;
+        while self.change("freeing room", || true, shrink)? {
+            shrunk = true;
+        }
+        if shrunk {
+            // The file gets shorter when the log is moved into it. Readers may keep a part of it back; then
+            // a later commit does the rest.
+            self.writer
+                .connection()
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+                .map_err(|error| self.error("freeing room", error))?;
+        }
+        Ok(())
     }
 }
 
