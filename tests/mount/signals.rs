@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{DNPIPES, Mount, PYTHON, Process, Running, Store, finish, wait_for};
+use crate::support::{DNPIPES, Mount, PYTHON, Process, Running, Store, finish};
 
 const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGKILL];
 

@@ -34,9 +34,10 @@ const SLOT: usize = size_of::<u64>();
 /// What rings when a pipe is made; no pipe has this id.
 pub(super) const NEW_PIPE: u64 = 0;
 
-/// Where the resets are counted.
-const RESETS: usize = SLOTS * SLOT;
-const MAPPED: usize = 2 * RESETS;
+/// Numbers behind the slots: of resets, and of processes in which somebody waits.
+const RESETS: usize = SLOTS;
+const LISTENERS: usize = SLOTS + 1;
+const MAPPED: usize = 2 * SLOTS * SLOT;
 
 /// The lock's byte lies far behind the slots.
 const TURN: i64 = 1 << 20;
@@ -46,7 +47,7 @@ const POLL: Duration = Duration::from_millis(50);
 
 pub(super) struct Bell {
     file: File,
-    resets: Counter,
+    shared: Shared,
     path: PathBuf,
     slots: [Notify; SLOTS],
     /// How many wait in this process; while nobody does, nobody needs to listen.
@@ -58,15 +59,15 @@ pub(super) struct Bell {
     number: AtomicU64,
 }
 
-/// A number in the file, shared with other processes.
-struct Counter(NonNull<AtomicU64>);
+/// The file as numbers in memory that other processes see too.
+struct Shared(NonNull<AtomicU64>);
 
-// SAFETY: it points to an atomic in memory that stays mapped until it is dropped.
-unsafe impl Send for Counter {}
-// SAFETY: as above; an atomic may be shared.
-unsafe impl Sync for Counter {}
+// SAFETY: it points to atomics in memory that stays mapped until it is dropped.
+unsafe impl Send for Shared {}
+// SAFETY: as above; atomics may be shared.
+unsafe impl Sync for Shared {}
 
-impl Counter {
+impl Shared {
     fn map(file: &File) -> io::Result<Self> {
         // SAFETY: the descriptor is open. The blocks are allocated, so that a full disk is an error here
         // and not a signal at the first use; what the file holds stays.
@@ -86,18 +87,20 @@ impl Counter {
             )
         };
         match NonNull::new(start.cast::<AtomicU64>()) {
-            Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => Ok(Counter(start)),
+            Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => Ok(Shared(start)),
             _ => Err(io::Error::last_os_error()),
         }
     }
 
-    fn get(&self) -> &AtomicU64 {
+    /// The number at `index`, of [`RESETS`] and [`LISTENERS`].
+    fn number(&self, index: usize) -> &AtomicU64 {
+        assert!(index < MAPPED / SLOT);
         // SAFETY: within the mapping, aligned, and only ever used as an atomic.
-        unsafe { self.0.add(RESETS / SLOT).as_ref() }
+        unsafe { self.0.add(index).as_ref() }
     }
 }
 
-impl Drop for Counter {
+impl Drop for Shared {
     fn drop(&mut self) {
         // SAFETY: the mapping that `map` made, which nobody refers to any more.
         unsafe { libc::munmap(self.0.as_ptr().cast(), MAPPED) };
@@ -135,7 +138,10 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.bell.waiters.fetch_sub(1, Ordering::AcqRel);
+        if self.bell.waiters.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let listeners = self.bell.shared.number(LISTENERS);
+            listeners.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 
@@ -156,10 +162,10 @@ impl Bell {
         let mut start = [0; SLOT];
         getrandom::fill(&mut start)
             .map_err(|error| Error::io(context(), io::Error::other(error.to_string())))?;
-        let resets = Counter::map(&file).map_err(|error| Error::io(context(), error))?;
+        let shared = Shared::map(&file).map_err(|error| Error::io(context(), error))?;
         let bell = Bell {
             file,
-            resets,
+            shared,
             path,
             slots: std::array::from_fn(|_| Notify::new()),
             waiters: AtomicUsize::new(0),
@@ -173,7 +179,9 @@ impl Bell {
 
     /// Somebody who waits for pipe `id`.
     pub(super) fn waiter(self: &Arc<Self>, id: u64) -> Waiter {
-        if self.waiters.fetch_add(1, Ordering::AcqRel) == 0 {
+        if self.waiters.fetch_add(1, Ordering::SeqCst) == 0 {
+            // Before the waiter looks: whoever commits after its look sees it, and rings.
+            self.shared.number(LISTENERS).fetch_add(1, Ordering::SeqCst);
             self.wanted.notify_one();
         }
         Waiter {
@@ -184,17 +192,22 @@ impl Bell {
 
     /// How many resets and removals there were; that the number has changed is what counts.
     pub(super) fn resets(&self) -> u64 {
-        self.resets.get().load(Ordering::Acquire)
+        self.shared.number(RESETS).load(Ordering::Acquire)
     }
 
     /// Tells all readers of all pipes, here and in other processes, that one was reset.
     pub(super) fn count_reset(&self) {
-        self.resets.get().fetch_add(1, Ordering::AcqRel);
+        self.shared.number(RESETS).fetch_add(1, Ordering::AcqRel);
     }
 
     /// Tells everyone who waits for pipe `id`, here and in other processes.
     pub(super) fn ring(&self, id: u64) {
         let slot = id as usize % SLOTS;
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if self.shared.number(LISTENERS).load(Ordering::SeqCst) == 0 {
+            // A process that died while it waited leaves too great a number, never too small a one.
+            return;
+        }
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self
             .file
@@ -384,6 +397,10 @@ mod tests {
         assert_eq!(one.resets(), two.resets());
         one.count_reset();
         assert_eq!(two.resets(), one.resets());
+        let one = Arc::new(one);
+        one.ring(5);
+        assert!(two.changed().is_empty(), "nobody listens");
+        let _waiter = one.waiter(9);
         one.ring(3);
         one.ring(3 + SLOTS as u64);
         one.ring(SLOTS as u64 - 1);

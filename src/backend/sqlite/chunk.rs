@@ -6,6 +6,34 @@ use bytes::Bytes;
 
 use crate::error::{Error, Kind, Result};
 
+/// A row's key says which pipe it is of, by its slot, and the number of its last message. A plain integer,
+/// because SQLite compares rows with any other key by reading them whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Key {
+    pub(super) slot: u64,
+    pub(super) last: u64,
+}
+
+/// Bits of the number in a key; the slot has the rest of 63.
+const NUMBER_BITS: u32 = 42;
+
+impl Key {
+    /// The greatest number of a message, and of a slot.
+    pub(super) const LAST: u64 = (1 << NUMBER_BITS) - 1;
+    pub(super) const LAST_SLOT: u64 = (1 << (63 - NUMBER_BITS)) - 1;
+
+    pub(super) fn of(slot: u64, last: u64) -> u64 {
+        slot << NUMBER_BITS | last.min(Key::LAST)
+    }
+
+    pub(super) fn parse(key: u64) -> Self {
+        Key {
+            slot: key >> NUMBER_BITS,
+            last: key & Key::LAST,
+        }
+    }
+}
+
 /// A row is closed once it holds this many bytes; a longer message has a row of its own.
 pub(super) const TARGET: usize = 256 * 1024;
 
@@ -39,9 +67,9 @@ pub(super) fn encode(run: &[Bytes]) -> Vec<u8> {
 }
 
 /// The checksum of a row: of its bytes, and of where they belong.
-pub(super) fn checksum(pipe: u64, last: u64, count: u64, row: &[u8]) -> u32 {
+pub(super) fn checksum(key: u64, count: u64, row: &[u8]) -> u32 {
     let mut sum = crc32fast::Hasher::new();
-    for number in [pipe, last, count] {
+    for number in [key, count] {
         sum.update(&number.to_le_bytes());
     }
     sum.update(row);
@@ -74,6 +102,22 @@ pub(super) fn decode(row: &Bytes, count: u64) -> Result<Vec<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_ordered_by_slot_and_number() {
+        let keys = [
+            (0, 0),
+            (0, 1),
+            (0, Key::LAST),
+            (1, 0),
+            (Key::LAST_SLOT, Key::LAST),
+        ];
+        let packed = keys.map(|(slot, last)| Key::of(slot, last));
+        assert!(packed.is_sorted() && packed[4] == i64::MAX as u64);
+        for ((slot, last), key) in keys.into_iter().zip(packed) {
+            assert_eq!(Key::parse(key), Key { slot, last });
+        }
+    }
 
     #[test]
     fn a_row_gives_back_what_it_was_made_of() {

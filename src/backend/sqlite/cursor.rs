@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension};
 
-use super::{Log, Store, bell, chunk};
+use super::chunk::{self, Key};
+use super::{Log, Store, bell};
 use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Message, Position, time_from_micros};
@@ -26,7 +27,7 @@ pub(super) struct Cursor {
 
 /// A row of messages as it lies in the store.
 struct Row {
-    last: u64,
+    key: u64,
     count: u64,
     time: u64,
     checksum: u32,
@@ -79,9 +80,7 @@ impl Cursor {
         let store = Arc::clone(&self.store);
         let rows = store.read("reading", |connection| {
             let log = connection
-                .prepare_cached(
-                    "SELECT id, start, start_total, modified FROM pipe WHERE name = ?1",
-                )?
+                .prepare_cached(Log::BY_NAME)?
                 .query_row([self.pipe.as_str()], Log::from_row)
                 .optional()?;
             self.present = log.is_some();
@@ -91,7 +90,7 @@ impl Cursor {
             };
             self.follow_resets(&log);
             if self.held.is_empty() {
-                rows(connection, self.epoch, self.next, limit)
+                rows(connection, log.keys(self.next), limit)
             } else {
                 Ok(Vec::new())
             }
@@ -104,9 +103,10 @@ impl Cursor {
 
     fn hold(&mut self, row: Row) -> Result<()> {
         let Row {
-            last, count, time, ..
+            key, count, time, ..
         } = row;
-        if chunk::checksum(self.epoch, last, count, &row.data) != row.checksum {
+        let last = Key::parse(key).last;
+        if chunk::checksum(key, count, &row.data) != row.checksum {
             return Err(self.damaged(format!("the messages up to {last} are damaged")));
         }
         let first = last + 1 - count.min(last);
@@ -151,12 +151,12 @@ impl Cursor {
     }
 }
 
-/// The rows from message `next` on, about as many as `limit` allows.
-fn rows(connection: &Connection, pipe: u64, next: u64, limit: Limit) -> rusqlite::Result<Vec<Row>> {
+/// The rows of these keys, about as many as `limit` allows.
+fn rows(connection: &Connection, keys: [u64; 2], limit: Limit) -> rusqlite::Result<Vec<Row>> {
     let mut statement = connection.prepare_cached(
-        "SELECT last, count, time, checksum, data FROM chunk WHERE pipe = ?1 AND last >= ?2 ORDER BY last",
+        "SELECT key, count, time, checksum, data FROM chunk WHERE key BETWEEN ?1 AND ?2 ORDER BY key",
     )?;
-    let mut cursor = statement.query([pipe, next])?;
+    let mut cursor = statement.query(keys)?;
     let mut rows = Vec::new();
     let mut gathered = 0;
     while gathered < limit.max_bytes.max(1) {
@@ -167,7 +167,7 @@ fn rows(connection: &Connection, pipe: u64, next: u64, limit: Limit) -> rusqlite
         let count: u64 = row.get(1)?;
         gathered += data.len() + count as usize * weight(&[]);
         rows.push(Row {
-            last: row.get(0)?,
+            key: row.get(0)?,
             count,
             time: row.get(2)?,
             checksum: row.get(3)?,

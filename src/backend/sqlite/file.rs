@@ -18,33 +18,32 @@ use crate::error::{Error, Kind, Result};
 const APPLICATION_ID: i64 = 0x444e_5049;
 const SCHEMA_VERSION: i64 = 1;
 
-/// - `pipe.id` is never used twice (AUTOINCREMENT), so it serves as the epoch of positions.
-/// - A row of `chunk` holds messages `last - count + 1 ..= last` of its pipe; `total` is the sum of the
-///   lengths of all messages that were ever pushed up to its last. The first message retained is
-///   `pipe.start`, and `pipe.start_total` the sum before it.
-/// - `producer` and `push` are the identity of the push that a row is of, for finding a repeated one.
-/// - `garbage` names rows that a reset or a removal has left to be deleted: those of the pipe up to `last`.
+/// - `pipe.id` is never used twice (AUTOINCREMENT), so it serves as the epoch of positions; `slot` is used
+///   again after a removal. The first message retained is `start`, and `start_total` the sum before it.
+/// - `chunk.key` is the pipe's slot and the number of the row's last message, see [`super::chunk::Key`];
+///   `total` is the sum of the lengths of all messages of the pipe that were ever pushed up to there;
+///   `producer` and `push` are the identity of the push that the row is of, for finding a repeated one.
+/// - `garbage` names rows that a reset or a removal has left to be deleted: those of the slot up to `last`.
 const SCHEMA: &str = "
     CREATE TABLE pipe (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
+        slot INTEGER NOT NULL UNIQUE,
         name TEXT NOT NULL UNIQUE,
         start INTEGER NOT NULL,
         start_total INTEGER NOT NULL,
         modified INTEGER NOT NULL
     );
     CREATE TABLE chunk (
-        pipe INTEGER NOT NULL,
-        last INTEGER NOT NULL,
+        key INTEGER PRIMARY KEY,
         count INTEGER NOT NULL,
         total INTEGER NOT NULL,
         time INTEGER NOT NULL,
         producer BLOB NOT NULL,
         push INTEGER NOT NULL,
         checksum INTEGER NOT NULL,
-        data BLOB NOT NULL,
-        PRIMARY KEY (pipe, last)
-    ) WITHOUT ROWID;
-    CREATE TABLE garbage (pipe INTEGER NOT NULL, last INTEGER NOT NULL);
+        data BLOB NOT NULL
+    );
+    CREATE TABLE garbage (slot INTEGER NOT NULL, last INTEGER NOT NULL);
 ";
 
 /// While a connection is opened, others may be opening, recovering or closing the last one.
@@ -203,9 +202,9 @@ impl Disk {
         RESERVE.min(self.size / 4)
     }
 
-    /// Whether `bytes` of messages fit: once in the log and once in the database.
-    pub(super) fn has_room_for(&self, bytes: u64) -> bool {
-        self.free >= self.reserve() + 2 * bytes
+    /// Bytes of messages that still fit: each is once in the log and once in the database.
+    pub(super) fn room(&self) -> u64 {
+        self.free.saturating_sub(self.reserve()) / 2
     }
 
     fn checkpoint_pages(&self) -> u64 {
@@ -343,6 +342,8 @@ pub(super) fn sqlite(context: impl Into<String>, error: rusqlite::Error) -> Erro
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Kind::Damaged,
             ErrorCode::ReadOnly | ErrorCode::PermissionDenied => Kind::Denied,
             ErrorCode::TooBig => Kind::TooLong,
+            // The numbers of a pipe's messages, or the slots for pipes, are used up.
+            ErrorCode::ConstraintViolation => Kind::Full,
             _ => Kind::Io,
         },
         // A row of another shape than the schema's.

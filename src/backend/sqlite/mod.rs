@@ -26,6 +26,7 @@ use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId, time_from_micros};
 use crate::name::PipeName;
 use bell::Bell;
+use chunk::Key;
 use cursor::Cursor;
 use writer::Writer;
 
@@ -202,6 +203,7 @@ impl Drop for Store {
 /// A pipe's row, and the end of its log.
 struct Log {
     id: u64,
+    slot: u64,
     start: u64,
     start_total: u64,
     modified: u64,
@@ -216,11 +218,14 @@ struct Tail {
 }
 
 impl Log {
+    const BY_NAME: &'static str =
+        "SELECT id, slot, start, start_total, modified FROM pipe WHERE name = ?1";
+
     /// The pipe's row and its tail. Inside a transaction both are of one moment; outside, a push may
     /// come between.
     fn find(connection: &Connection, name: &PipeName) -> rusqlite::Result<Option<Log>> {
         connection
-            .prepare_cached("SELECT id, start, start_total, modified FROM pipe WHERE name = ?1")?
+            .prepare_cached(Log::BY_NAME)?
             .query_row([name.as_str()], Log::from_row)
             .optional()?
             .map(|log| log.with_tail(connection))
@@ -230,9 +235,10 @@ impl Log {
     fn from_row(row: &Row<'_>) -> rusqlite::Result<Log> {
         Ok(Log {
             id: row.get(0)?,
-            start: row.get(1)?,
-            start_total: row.get(2)?,
-            modified: row.get(3)?,
+            slot: row.get(1)?,
+            start: row.get(2)?,
+            start_total: row.get(3)?,
+            modified: row.get(4)?,
             tail: None,
         })
     }
@@ -240,17 +246,23 @@ impl Log {
     fn with_tail(mut self, connection: &Connection) -> rusqlite::Result<Log> {
         self.tail = connection
             .prepare_cached(
-                "SELECT last, total, time FROM chunk WHERE pipe = ?1 AND last >= ?2 ORDER BY last DESC LIMIT 1",
+                "SELECT key, total, time FROM chunk WHERE key BETWEEN ?1 AND ?2
+                 ORDER BY key DESC LIMIT 1",
             )?
-            .query_row([self.id, self.start], |row| {
+            .query_row(self.keys(self.start), |row| {
                 Ok(Tail {
-                    last: row.get(0)?,
+                    last: Key::parse(row.get(0)?).last,
                     total: row.get(1)?,
                     time: row.get(2)?,
                 })
             })
             .optional()?;
         Ok(self)
+    }
+
+    /// The keys of the rows from message `first` on.
+    fn keys(&self, first: u64) -> [u64; 2] {
+        [Key::of(self.slot, first), Key::of(self.slot, Key::LAST)]
     }
 
     /// The number that the next message gets.
@@ -318,10 +330,10 @@ impl Backend for Sqlite {
             let rows = self.store.read("listing", |connection| {
                 connection
                     .prepare_cached(
-                        "SELECT id, start, start_total, modified, name FROM pipe ORDER BY name",
+                        "SELECT id, slot, start, start_total, modified, name FROM pipe ORDER BY name",
                     )?
                     .query_map([], |row| {
-                        Ok((row.get::<_, String>(4)?, Log::from_row(row)?))
+                        Ok((row.get::<_, String>(5)?, Log::from_row(row)?))
                     })?
                     .map(|row| row.and_then(|(name, log)| Ok((name, log.with_tail(connection)?))))
                     .collect::<rusqlite::Result<Vec<(String, Log)>>>()

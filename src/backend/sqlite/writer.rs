@@ -4,6 +4,7 @@
 //! and tells each its result. So a commit, and its fdatasync, serves all who waited meanwhile.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,8 +12,9 @@ use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::oneshot;
 
 use super::bell::{self, Pause};
+use super::chunk::{self, Key};
 use super::file::Disk;
-use super::{Durability, Log, Store, Wanted, chunk, file, not_found};
+use super::{Durability, Log, Store, Wanted, file, not_found};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId, micros_from_time};
 use crate::name::PipeName;
@@ -28,6 +30,9 @@ const REMEMBERED: u32 = 65_536;
 /// How long a foreign program may keep SQLite's lock before the store counts as unreachable.
 const BUSY: Duration = Duration::from_millis(200);
 
+/// Room that a row takes beside its messages, at most, in bytes.
+const ROW: u64 = 16 << 10;
+
 /// Rows deleted in one transaction, so that pushes get their turn.
 const SWEEP_ROWS: u32 = 16;
 
@@ -38,6 +43,8 @@ const SPARE_PAGES: u32 = 64;
 pub(super) struct Writer {
     connection: Mutex<Connection>,
     queue: Mutex<Queue>,
+    /// Bytes that may be pushed before the disk is looked at again.
+    allowance: AtomicU64,
 }
 
 #[derive(Default)]
@@ -73,7 +80,30 @@ impl Writer {
         Ok(Writer {
             connection: Mutex::new(connection),
             queue: Mutex::default(),
+            allowance: AtomicU64::new(0),
         })
+    }
+
+    /// Refuses `bytes` more on a disk that is nearly full: one full to the brim could not even be reset.
+    fn check_room(&self, path: &Path, bytes: u64) -> Result<()> {
+        let cost = bytes + ROW;
+        let spent = |allowance: u64| allowance.checked_sub(cost);
+        if self
+            .allowance
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, spent)
+            .is_ok()
+        {
+            return Ok(());
+        }
+        let room = Disk::of(path)?.room();
+        if room < cost {
+            let path = path.display();
+            let why = format!("the disk of {path} has no room for it; a reset makes some");
+            return Err(Error::new(Kind::Full, why));
+        }
+        // Others fill the disk too.
+        self.allowance.store((room - cost) / 16, Ordering::Relaxed);
+        Ok(())
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -125,16 +155,7 @@ pub(super) async fn push(
     id: PushId,
     batch: Batch,
 ) -> Result<Position> {
-    // A disk that is full to the brim could not even be reset.
-    if !Disk::of(&store.path)?.has_room_for(batch.bytes() as u64) {
-        return Err(Error::new(
-            Kind::Full,
-            format!(
-                "the disk of {} has no room for it; a reset makes some",
-                store.path.display()
-            ),
-        ));
-    }
+    store.writer.check_room(&store.path, batch.bytes() as u64)?;
     let (done, result) = oneshot::channel();
     let job = Job {
         pipe: pipe.clone(),
@@ -324,7 +345,7 @@ impl Store {
                     "UPDATE pipe SET start = ?2, start_total = ?3, modified = ?4 WHERE id = ?1",
                     [log.id, log.next(), log.total(), now],
                 )?;
-                discard(connection, log.id, log.next() - 1)?;
+                discard(connection, log.slot, log.next() - 1)?;
                 Ok(Some(log.id))
             },
         )?;
@@ -342,7 +363,7 @@ impl Store {
                     return Ok(None);
                 };
                 connection.execute("DELETE FROM pipe WHERE id = ?1", [log.id])?;
-                discard(connection, log.id, i64::MAX as u64)?;
+                discard(connection, log.slot, log.next() - 1)?;
                 Ok(Some(log.id))
             },
         )?;
@@ -427,22 +448,22 @@ fn append(connection: &Connection, job: &Job, now: u64) -> rusqlite::Result<Stor
     let mut last = log.next() - 1;
     let mut total = log.total();
     let mut insert = connection.prepare_cached(
-        "INSERT INTO chunk (pipe, last, count, total, time, producer, push, checksum, data)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        "INSERT INTO chunk (key, count, total, time, producer, push, checksum, data)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
     for run in chunk::runs(job.batch.messages()) {
         last += run.len() as u64;
         total += run.iter().map(|message| message.len() as u64).sum::<u64>();
+        let key = Key::of(log.slot, last);
         let row = chunk::encode(run);
         insert.execute((
-            log.id,
-            last,
+            key,
             run.len(),
             total,
             now,
             job.id.producer.as_bytes(),
             job.id.seq,
-            chunk::checksum(log.id, last, run.len() as u64, &row),
+            chunk::checksum(key, run.len() as u64, &row),
             row,
         ))?;
     }
@@ -454,45 +475,74 @@ fn append(connection: &Connection, job: &Job, now: u64) -> rusqlite::Result<Stor
 
 /// Where an earlier try of the push was stored.
 fn find(connection: &Connection, job: &Job) -> rusqlite::Result<Option<Position>> {
+    let Some(log) = Log::find(connection, &job.pipe)? else {
+        return Ok(None);
+    };
+    let [first, last] = log.keys(log.start);
     connection
         .prepare_cached(
-            "SELECT pipe, last FROM (
-                 SELECT chunk.pipe, last, producer, push FROM chunk JOIN pipe ON pipe.id = chunk.pipe
-                 WHERE name = ?1 AND last >= start ORDER BY last DESC LIMIT ?2
-             ) WHERE producer = ?3 AND push = ?4 ORDER BY last DESC LIMIT 1",
+            "SELECT key FROM (
+                 SELECT key, producer, push FROM chunk WHERE key BETWEEN ?1 AND ?2
+                 ORDER BY key DESC LIMIT ?3
+             ) WHERE producer = ?4 AND push = ?5 ORDER BY key DESC LIMIT 1",
         )?
         .query_row(
             (
-                job.pipe.as_str(),
+                first,
+                last,
                 REMEMBERED,
                 job.id.producer.as_bytes(),
                 job.id.seq,
             ),
-            |row| Ok(Position::new(row.get(0)?, row.get(1)?)),
+            |row| Ok(Position::new(log.id, Key::parse(row.get(0)?).last)),
         )
         .optional()
 }
 
 fn insert_pipe(connection: &Connection, pipe: &PipeName, now: u64) -> rusqlite::Result<Log> {
+    let slot = free_slot(connection)?;
+    // Behind what a pipe that was removed from the slot may have left there.
+    let start = connection
+        .prepare_cached("SELECT max(key) FROM chunk WHERE key BETWEEN ?1 AND ?2")?
+        .query_row([Key::of(slot, 0), Key::of(slot, Key::LAST)], |row| {
+            row.get::<_, Option<u64>>(0)
+        })?
+        .map_or(0, |key| Key::parse(key).last)
+        + 1;
     connection
         .prepare_cached(
-            "INSERT INTO pipe (name, start, start_total, modified) VALUES (?1, 1, 0, ?2)
-             RETURNING id, start, start_total, modified",
+            "INSERT INTO pipe (slot, name, start, start_total, modified) VALUES (?1, ?2, ?3, 0, ?4)
+             RETURNING id, slot, start, start_total, modified",
         )?
-        .query_row((pipe.as_str(), now), Log::from_row)
+        .query_row((slot, pipe.as_str(), start, now), Log::from_row)
 }
 
-fn discard(connection: &Connection, pipe: u64, last: u64) -> rusqlite::Result<usize> {
+/// The slot behind the last one or, when those are used up, the first gap.
+fn free_slot(connection: &Connection) -> rusqlite::Result<u64> {
+    let last = connection.query_row("SELECT coalesce(max(slot), -1) FROM pipe", [], |row| {
+        row.get::<_, i64>(0)
+    })?;
+    match u64::try_from(last + 1) {
+        Ok(next) if next <= Key::LAST_SLOT => Ok(next),
+        _ => connection.query_row(
+            "SELECT min(slot) + 1 FROM pipe WHERE slot + 1 NOT IN (SELECT slot FROM pipe)",
+            [],
+            |row| row.get(0),
+        ),
+    }
+}
+
+fn discard(connection: &Connection, slot: u64, last: u64) -> rusqlite::Result<usize> {
     connection.execute(
-        "INSERT INTO garbage (pipe, last) VALUES (?1, ?2)",
-        [pipe, last],
+        "INSERT INTO garbage (slot, last) VALUES (?1, ?2)",
+        [slot, last],
     )
 }
 
 /// Deletes some rows; false when there is nothing left to delete.
 fn sweep(connection: &Connection) -> rusqlite::Result<bool> {
     let oldest = connection
-        .query_row("SELECT rowid, pipe, last FROM garbage LIMIT 1", [], |row| {
+        .query_row("SELECT rowid, slot, last FROM garbage LIMIT 1", [], |row| {
             Ok((
                 row.get::<_, i64>(0)?,
                 row.get::<_, u64>(1)?,
@@ -500,13 +550,13 @@ fn sweep(connection: &Connection) -> rusqlite::Result<bool> {
             ))
         })
         .optional()?;
-    let Some((rowid, pipe, last)) = oldest else {
+    let Some((rowid, slot, last)) = oldest else {
         return Ok(false);
     };
     let deleted = connection.execute(
-        "DELETE FROM chunk WHERE pipe = ?1 AND last IN
-         (SELECT last FROM chunk WHERE pipe = ?1 AND last <= ?2 ORDER BY last LIMIT ?3)",
-        (pipe, last, SWEEP_ROWS),
+        "DELETE FROM chunk WHERE key IN
+         (SELECT key FROM chunk WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT ?3)",
+        (Key::of(slot, 0), Key::of(slot, last), SWEEP_ROWS),
     )?;
     if deleted < SWEEP_ROWS as usize {
         connection.execute("DELETE FROM garbage WHERE rowid = ?1", [rowid])?;
