@@ -50,6 +50,8 @@ struct State {
     phase: Phase,
     /// The task sleeps until there is room.
     full: bool,
+    /// Somebody who does not want to wait asks whether there is something now.
+    asked: bool,
     /// The mount ends: whoever reads gets end of file.
     ended: bool,
     /// Counts what made it readable.
@@ -115,6 +117,7 @@ impl Reader {
                 sent: 0,
                 phase: Phase::Filling,
                 full: false,
+                asked: false,
                 ended: false,
                 news: 0,
             }),
@@ -158,6 +161,7 @@ impl Reader {
                     Phase::Waiting => {
                         // What was pushed a moment ago may not have arrived here: look again.
                         asked = true;
+                        state.asked = true;
                         self.shared.wanted.notify_one();
                     }
                     Phase::End => {
@@ -206,6 +210,7 @@ impl Reader {
                         return (false, state.news);
                     }
                     asked = true;
+                    state.asked = true;
                     state.phase = Phase::Filling;
                     self.shared.wanted.notify_one();
                 }
@@ -289,16 +294,21 @@ impl State {
 /// Keeps the buffer filled until it is aborted.
 async fn fill(shared: Arc<Shared>, mut subscription: Subscription) {
     loop {
-        let full = {
+        let (full, asked) = {
             let mut state = shared.lock();
             state.full = state.weight >= BUFFER;
-            state.full
+            (state.full, std::mem::take(&mut state.asked))
         };
         if full {
             shared.wanted.notified().await;
             continue;
         }
-        match subscription.ready(FETCH).await {
+        let step = if asked || subscription.has_end() {
+            subscription.ready(FETCH).await
+        } else {
+            Ok(Step::Wait)
+        };
+        match step {
             Ok(Step::Messages(messages)) => shared.add(messages),
             Ok(Step::Wait) => {
                 shared.enter(Phase::Waiting);
@@ -323,6 +333,8 @@ async fn fill(shared: Arc<Shared>, mut subscription: Subscription) {
             }
             Err(error) => fail(&shared, error).await,
         }
+        // Whoever was waiting for these messages goes first.
+        tokio::task::yield_now().await;
     }
 }
 

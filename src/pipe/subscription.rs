@@ -81,6 +81,11 @@ impl Subscription {
         }
     }
 
+    /// Whether this mode has to know if there is something now, or may wait at once.
+    pub fn has_end(&self) -> bool {
+        self.mode != Mode::Follow
+    }
+
     /// Waits for the next messages. Dropping the future loses nothing.
     ///
     /// # Errors

@@ -92,7 +92,7 @@ impl Shared {
         }
     }
 
-    /// The number at `index`, of [`RESETS`] and [`LISTENERS`].
+    /// The number at `index`: of a slot, or [`RESETS`] or [`LISTENERS`].
     fn number(&self, index: usize) -> &AtomicU64 {
         assert!(index < MAPPED / SLOT);
         // SAFETY: within the mapping, aligned, and only ever used as an atomic.
@@ -211,7 +211,7 @@ impl Bell {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self
             .file
-            .write_all_at(&number.to_le_bytes(), (slot * SLOT) as u64)
+            .write_all_at(&number.to_ne_bytes(), (slot * SLOT) as u64)
         {
             // The others notice by their slow poll.
             log::warn!("ringing {}: {error}", self.path.display());
@@ -229,18 +229,12 @@ impl Bell {
 
     /// The slots that were rung by others since the last look.
     fn changed(&self) -> Vec<usize> {
-        let mut bytes = [0; SLOTS * SLOT];
-        // A file that is still shorter has only zeros behind its end.
-        let mut read = 0;
-        while let Ok(more @ 1..) = self.file.read_at(&mut bytes[read..], read as u64) {
-            read += more;
-        }
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changed = Vec::new();
-        for (slot, number) in bytes.as_chunks().0.iter().enumerate() {
-            let number = u64::from_le_bytes(*number);
-            if told[slot] != number {
-                told[slot] = number;
+        for (slot, told) in told.iter_mut().enumerate() {
+            let number = self.shared.number(slot).load(Ordering::Acquire);
+            if *told != number {
+                *told = number;
                 changed.push(slot);
             }
         }
@@ -350,9 +344,8 @@ pub(super) async fn listen(bell: Arc<Bell>, slow: Duration, mut look: impl FnMut
                 if let Ok(Ok(mut ready)) = tokio::time::timeout(slow, ear.readable_mut()).await {
                     // What the events say is not needed; reading them makes room for the next.
                     let mut events = [0; 4096];
-                    if ready.get_inner_mut().read_events(&mut events).is_err() {
-                        ready.clear_ready();
-                    }
+                    while ready.get_inner_mut().read_events(&mut events).is_ok() {}
+                    ready.clear_ready();
                 }
             }
         }

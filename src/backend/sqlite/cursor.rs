@@ -16,8 +16,9 @@ use crate::name::PipeName;
 pub(super) struct Cursor {
     store: Arc<Store>,
     pipe: PipeName,
-    /// Whether the pipe was there at the last look.
-    present: bool,
+    /// The pipe at the last look, and the number of resets then.
+    row: Option<Log>,
+    looked: Option<u64>,
     /// The incarnation, and the number of the next message to fetch.
     epoch: u64,
     next: u64,
@@ -34,6 +35,13 @@ struct Row {
     data: Bytes,
 }
 
+impl Row {
+    fn first(&self) -> u64 {
+        let last = Key::parse(self.key).last;
+        last + 1 - self.count.min(last)
+    }
+}
+
 impl Cursor {
     pub(super) fn new(store: Arc<Store>, pipe: PipeName, start: Start) -> Self {
         let (epoch, next) = match start {
@@ -43,62 +51,72 @@ impl Cursor {
         Cursor {
             store,
             pipe,
-            present: false,
+            row: None,
+            looked: None,
             epoch,
             next,
             held: VecDeque::new(),
         }
     }
 
-    /// Looks where the pipe starts now: a reset or a removal may have come.
-    fn follow_resets(&mut self, log: &Log) {
+    /// Looks where the pipe starts now, unless no pipe was reset or removed since the last look.
+    fn look(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let resets = self.store.bell.resets();
+        if self.row.is_some() && self.looked == Some(resets) {
+            return Ok(());
+        }
+        self.row = connection
+            .prepare_cached(Log::BY_NAME)?
+            .query_row([self.pipe.as_str()], Log::from_row)
+            .optional()?;
+        self.looked = Some(resets);
+        let Some(log) = &self.row else {
+            self.held.clear();
+            return Ok(());
+        };
         if log.id != self.epoch {
             self.epoch = log.id;
             self.next = log.start;
             self.held.clear();
         }
         self.next = self.next.max(log.start);
-        while self
-            .held
-            .front()
-            .is_some_and(|held| held.position.seq() < log.start)
-        {
+        let dropped = |held: &Message| held.position.seq() < log.start;
+        while self.held.front().is_some_and(dropped) {
             self.held.pop_front();
         }
+        Ok(())
     }
 
     /// What to wait for: the pipe, or that some pipe is made.
     fn slot(&self) -> u64 {
-        if self.present {
-            self.epoch
-        } else {
-            bell::NEW_PIPE
-        }
+        self.row.as_ref().map_or(bell::NEW_PIPE, |log| log.id)
     }
 
     fn fetch(&mut self, limit: Limit) -> Result<Vec<Message>> {
-        let store = Arc::clone(&self.store);
-        let rows = store.read("reading", |connection| {
-            let log = connection
-                .prepare_cached(Log::BY_NAME)?
-                .query_row([self.pipe.as_str()], Log::from_row)
-                .optional()?;
-            self.present = log.is_some();
-            let Some(log) = log else {
-                self.held.clear();
-                return Ok(Vec::new());
-            };
-            self.follow_resets(&log);
-            if self.held.is_empty() {
-                rows(connection, log.keys(self.next), limit)
-            } else {
-                Ok(Vec::new())
-            }
-        })?;
+        let rows = self.fetch_rows(limit)?;
+        let gap = rows.first().is_some_and(|row| row.first() > self.next);
+        let rows = if gap {
+            // A process that died at once after a reset has not counted it.
+            self.looked = None;
+            self.fetch_rows(limit)?
+        } else {
+            rows
+        };
         for row in rows {
             self.hold(row)?;
         }
         Ok(self.take(limit))
+    }
+
+    fn fetch_rows(&mut self, limit: Limit) -> Result<Vec<Row>> {
+        let store = Arc::clone(&self.store);
+        store.read("reading", |connection| {
+            self.look(connection)?;
+            match &self.row {
+                Some(log) if self.held.is_empty() => rows(connection, log.keys(self.next), limit),
+                _ => Ok(Vec::new()),
+            }
+        })
     }
 
     fn hold(&mut self, row: Row) -> Result<()> {
@@ -109,7 +127,7 @@ impl Cursor {
         if chunk::checksum(key, count, &row.data) != row.checksum {
             return Err(self.damaged(format!("the messages up to {last} are damaged")));
         }
-        let first = last + 1 - count.min(last);
+        let first = row.first();
         // Resets move `next` on by themselves, so it is no reset that has left a gap.
         if first > self.next {
             let gap = format!("the messages {} to {} are missing", self.next, first - 1);
