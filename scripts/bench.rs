@@ -120,7 +120,7 @@ fn run(args: &Args) -> Result<()> {
 
 type Measure = fn(&Bench) -> Result<Row>;
 
-const ROWS: [(&str, Measure); 10] = [
+const ROWS: [(&str, Measure); 11] = [
     ("memory-write", memory_write),
     ("memory-write-1-cpu", |b| on_one_cpu(b, memory_write)),
     ("sqlite-process-write", sqlite_process_write),
@@ -130,7 +130,8 @@ const ROWS: [(&str, Measure); 10] = [
     ("sqlite-write", sqlite_write),
     ("cat-in", cat_in),
     ("cat-out", cat_out),
-    ("wake", wake),
+    ("wake", |b| wake(b, "wake", |floor| floor)),
+    ("wake-rested", |b| wake(b, "wake-rested", rested)),
     ("memory-100-readers", memory_100_readers),
     ("memory-1-reader", memory_1_reader),
 ];
@@ -212,8 +213,10 @@ fn cat_out(bench: &Bench) -> Result<Row> {
     Ok(Row::of_rounds(Kind::Rate, 3e6, floor, &rounds))
 }
 
-fn wake(bench: &Bench) -> Result<Row> {
-    let source = bench.sqlite("wake");
+/// The reader is blocked before each push, so that the machine rests in between. The plain row's floors
+/// follow one another without a rest; the other row's floors rest as long as the subject does.
+fn wake(bench: &Bench, name: &str, floor: fn(Op) -> Op) -> Result<Row> {
+    let source = bench.sqlite(name);
     let (near, far) = (bench.mount(&source)?, bench.mount(&source)?);
     let noop = bench.noop()?;
     let mut write = write_op(&near.path("pipe"))?;
@@ -227,8 +230,8 @@ fn wake(bench: &Bench) -> Result<Row> {
         Ok(sleeper.woken_at()?.duration_since(start))
     });
     let floors = vec![
-        (3.0, write_op(&noop.path("floor"))?),
-        (1.0, append_op(&bench.path("append"))?),
+        (3.0, floor(write_op(&noop.path("floor"))?)),
+        (1.0, floor(append_op(&bench.path("append"))?)),
     ];
     let rounds = bench.alternate(45, 30, floors, subject)?;
     let floor = "3 no-op writes + 1 append and fdatasync";
@@ -485,7 +488,7 @@ impl Sleeper {
             thread::sleep(Duration::from_micros(100));
         }
         // It is about to read. Blocked in the daemon it is some tens of microseconds later.
-        thread::sleep(Duration::from_micros(1500));
+        thread::sleep(REST);
         Ok(())
     }
 
@@ -499,6 +502,17 @@ impl Sleeper {
 
 /// Does something once and says how long it took.
 type Op = Box<dyn FnMut() -> Result<Duration>>;
+
+/// How long a reader is given to get from its thread into the daemon.
+const REST: Duration = Duration::from_micros(1500);
+
+/// The same after a rest, which is not counted.
+fn rested(mut op: Op) -> Op {
+    Box::new(move || {
+        thread::sleep(REST);
+        op()
+    })
+}
 
 /// One line, one write(2), one open file.
 fn write_op(path: &Path) -> Result<Op> {
