@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::bell::{self, Pause};
 use super::chunk::{self, Key};
 use super::file::Disk;
-use super::{Durability, Log, Store, Wanted, file, not_found};
+use super::{Durability, Log, Store, Wanted, file, not_found, rows};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId, micros_from_time};
 use crate::name::PipeName;
@@ -24,21 +24,11 @@ const CACHE_KIB: u32 = 4096;
 /// Transactions that a caller leads for others before the blocking threads take over.
 const ROUNDS: usize = 4;
 
-/// The newest rows of a pipe, among which a repeated push is looked for.
-const REMEMBERED: u32 = 65_536;
-
 /// How long a foreign program may keep SQLite's lock before the store counts as unreachable.
 const BUSY: Duration = Duration::from_millis(200);
 
 /// Room that a row takes beside its messages, at most, in bytes.
 const ROW: u64 = 16 << 10;
-
-/// Rows deleted in one transaction, so that pushes get their turn.
-const SWEEP_ROWS: u32 = 16;
-
-/// Pages taken off the file in one transaction, and those that are left in it for the next pushes.
-const SHRINK_PAGES: u32 = 64;
-const SPARE_PAGES: u32 = 64;
 
 pub(super) struct Writer {
     connection: Mutex<Connection>,
@@ -321,7 +311,7 @@ impl Store {
             |connection| {
                 let found = Log::find(connection, pipe)?.is_some();
                 if !found {
-                    insert_pipe(connection, pipe, now)?;
+                    rows::insert_pipe(connection, pipe, now)?;
                 }
                 Ok(!found)
             },
@@ -345,7 +335,7 @@ impl Store {
                     "UPDATE pipe SET start = ?2, start_total = ?3, modified = ?4 WHERE id = ?1",
                     [log.id, log.next(), log.total(), now],
                 )?;
-                discard(connection, log.slot, log.next() - 1)?;
+                rows::discard(connection, log.slot, log.next() - 1)?;
                 Ok(Some(log.id))
             },
         )?;
@@ -363,7 +353,7 @@ impl Store {
                     return Ok(None);
                 };
                 connection.execute("DELETE FROM pipe WHERE id = ?1", [log.id])?;
-                discard(connection, log.slot, log.next() - 1)?;
+                rows::discard(connection, log.slot, log.next() - 1)?;
                 Ok(Some(log.id))
             },
         )?;
@@ -380,9 +370,9 @@ impl Store {
     }
 
     fn try_sweep(&self) -> Result<()> {
-        while self.change("freeing room", || true, sweep)? {}
+        while self.change("freeing room", || true, rows::sweep)? {}
         let mut shrunk = false;
-        while self.change("freeing room", || true, shrink)? {
+        while self.change("freeing room", || true, rows::shrink)? {
             shrunk = true;
         }
         if shrunk {
@@ -432,7 +422,7 @@ fn answer(job: Job, result: Result<Position>) {
 
 fn append(connection: &Connection, job: &Job, now: u64) -> rusqlite::Result<Stored> {
     if job.id.repeated
-        && let Some(position) = find(connection, job)?
+        && let Some(position) = rows::find(connection, &job.pipe, job.id)?
     {
         return Ok(Stored {
             position,
@@ -443,7 +433,7 @@ fn append(connection: &Connection, job: &Job, now: u64) -> rusqlite::Result<Stor
     let made_pipe = found.is_none();
     let log = match found {
         Some(log) => log,
-        None => insert_pipe(connection, &job.pipe, now)?,
+        None => rows::insert_pipe(connection, &job.pipe, now)?,
     };
     let mut last = log.next() - 1;
     let mut total = log.total();
@@ -471,107 +461,4 @@ fn append(connection: &Connection, job: &Job, now: u64) -> rusqlite::Result<Stor
         position: Position::new(log.id, last),
         made_pipe,
     })
-}
-
-/// Where an earlier try of the push was stored.
-fn find(connection: &Connection, job: &Job) -> rusqlite::Result<Option<Position>> {
-    let Some(log) = Log::find(connection, &job.pipe)? else {
-        return Ok(None);
-    };
-    let [first, last] = log.keys(log.start);
-    connection
-        .prepare_cached(
-            "SELECT key FROM (
-                 SELECT key, producer, push FROM chunk WHERE key BETWEEN ?1 AND ?2
-                 ORDER BY key DESC LIMIT ?3
-             ) WHERE producer = ?4 AND push = ?5 ORDER BY key DESC LIMIT 1",
-        )?
-        .query_row(
-            (
-                first,
-                last,
-                REMEMBERED,
-                job.id.producer.as_bytes(),
-                job.id.seq,
-            ),
-            |row| Ok(Position::new(log.id, Key::parse(row.get(0)?).last)),
-        )
-        .optional()
-}
-
-fn insert_pipe(connection: &Connection, pipe: &PipeName, now: u64) -> rusqlite::Result<Log> {
-    let slot = free_slot(connection)?;
-    // Behind what a pipe that was removed from the slot may have left there.
-    let start = connection
-        .prepare_cached("SELECT max(key) FROM chunk WHERE key BETWEEN ?1 AND ?2")?
-        .query_row([Key::of(slot, 0), Key::of(slot, Key::LAST)], |row| {
-            row.get::<_, Option<u64>>(0)
-        })?
-        .map_or(0, |key| Key::parse(key).last)
-        + 1;
-    connection
-        .prepare_cached(
-            "INSERT INTO pipe (slot, name, start, start_total, modified) VALUES (?1, ?2, ?3, 0, ?4)
-             RETURNING id, slot, start, start_total, modified",
-        )?
-        .query_row((slot, pipe.as_str(), start, now), Log::from_row)
-}
-
-/// The slot behind the last one or, when those are used up, the first gap.
-fn free_slot(connection: &Connection) -> rusqlite::Result<u64> {
-    let last = connection.query_row("SELECT coalesce(max(slot), -1) FROM pipe", [], |row| {
-        row.get::<_, i64>(0)
-    })?;
-    match u64::try_from(last + 1) {
-        Ok(next) if next <= Key::LAST_SLOT => Ok(next),
-        _ => connection.query_row(
-            "SELECT min(slot) + 1 FROM pipe WHERE slot + 1 NOT IN (SELECT slot FROM pipe)",
-            [],
-            |row| row.get(0),
-        ),
-    }
-}
-
-fn discard(connection: &Connection, slot: u64, last: u64) -> rusqlite::Result<usize> {
-    connection.execute(
-        "INSERT INTO garbage (slot, last) VALUES (?1, ?2)",
-        [slot, last],
-    )
-}
-
-/// Deletes some rows; false when there is nothing left to delete.
-fn sweep(connection: &Connection) -> rusqlite::Result<bool> {
-    let oldest = connection
-        .query_row("SELECT rowid, slot, last FROM garbage LIMIT 1", [], |row| {
-            Ok((
-                row.get::<_, i64>(0)?,
-                row.get::<_, u64>(1)?,
-                row.get::<_, u64>(2)?,
-            ))
-        })
-        .optional()?;
-    let Some((rowid, slot, last)) = oldest else {
-        return Ok(false);
-    };
-    let deleted = connection.execute(
-        "DELETE FROM chunk WHERE key IN
-         (SELECT key FROM chunk WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT ?3)",
-        (Key::of(slot, 0), Key::of(slot, last), SWEEP_ROWS),
-    )?;
-    if deleted < SWEEP_ROWS as usize {
-        connection.execute("DELETE FROM garbage WHERE rowid = ?1", [rowid])?;
-    }
-    Ok(true)
-}
-
-/// Takes some unused pages off the file; false when few enough are left.
-fn shrink(connection: &Connection) -> rusqlite::Result<bool> {
-    let unused: u32 = connection.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
-    if unused < SPARE_PAGES {
-        return Ok(false);
-    }
-    let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({SHRINK_PAGES})"))?;
-    let mut steps = vacuum.query([])?;
-    while steps.next()?.is_some() {}
-    Ok(true)
 }
