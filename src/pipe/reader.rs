@@ -99,7 +99,7 @@ impl Shared {
 }
 
 impl Reader {
-    /// Subscribes, pins the end and fetches what is there; needs the runtime's context.
+    /// Subscribes, pins the end and starts to fetch; needs the runtime's context.
     ///
     /// # Errors
     /// As for [`Backend::subscribe`].

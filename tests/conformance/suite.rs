@@ -177,20 +177,25 @@ pub(crate) async fn order_within_and_across_batches<S: Store>(store: S) {
     assert_rising(&messages);
 }
 
-pub(crate) async fn order_across_writers_is_one_order_for_all<S: Store>(store: S) {
-    let writers: Vec<_> = (0..4)
-        .map(|writer| {
-            let mut pusher = Pusher::new(store.client());
-            tokio::spawn(async move {
-                for number in 0..100 {
-                    pusher.push(&[format!("{writer} {number}")]).await;
-                }
-            })
-        })
-        .collect();
+/// Four writers at once, each with a client of its own, to their end.
+async fn four_writers<S: Store, F>(store: &S, write: impl Fn(Pusher, usize) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let start = |writer| tokio::spawn(write(Pusher::new(store.client()), writer));
+    let writers: Vec<_> = (0..4).map(start).collect();
     for writer in writers {
         writer.await.expect("the writer");
     }
+}
+
+pub(crate) async fn order_across_writers_is_one_order_for_all<S: Store>(store: S) {
+    four_writers(&store, |mut pusher, writer| async move {
+        for number in 0..100 {
+            pusher.push(&[format!("{writer} {number}")]).await;
+        }
+    })
+    .await;
     let (one, two) = (all(&store.client()).await, all(&store.client()).await);
     assert_eq!(one, two);
     assert_rising(&one);
@@ -211,19 +216,12 @@ fn assert_each_writers_order(messages: &[String], writers: usize, count: usize) 
 }
 
 pub(crate) async fn the_messages_of_a_batch_stay_together<S: Store>(store: S) {
-    let writers: Vec<_> = (0..4)
-        .map(|writer| {
-            let mut pusher = Pusher::new(store.client());
-            tokio::spawn(async move {
-                for number in 0..20 {
-                    pusher.push(&vec![format!("{writer} {number}"); 50]).await;
-                }
-            })
-        })
-        .collect();
-    for writer in writers {
-        writer.await.expect("the writer");
-    }
+    four_writers(&store, |mut pusher, writer| async move {
+        for number in 0..20 {
+            pusher.push(&vec![format!("{writer} {number}"); 50]).await;
+        }
+    })
+    .await;
     let messages = texts(&all(&store.client()).await);
     assert_eq!(messages.len(), 4 * 20 * 50);
     for together in messages.chunks(50) {

@@ -369,16 +369,7 @@ fn many_pipes_are_listed() {
             mount.out("find . -type f -size 1c | wc -l; ls -l | grep -c '^-rw-r--r--'"),
             "500\n500\n"
         );
-        let walked: BTreeSet<String> = fs::read_dir(mount.dir())
-            .expect("the directory")
-            .map(|entry| {
-                entry
-                    .expect("an entry")
-                    .file_name()
-                    .into_string()
-                    .expect("UTF-8")
-            })
-            .collect();
+        let walked = names_in(mount);
         assert_eq!(walked, names);
     }
 }
@@ -437,16 +428,17 @@ fn names_are_kept_as_they_are() {
     }
     let expected: BTreeSet<String> = names.map(str::to_owned).into();
     for mount in [&one, &two] {
-        let listed: BTreeSet<String> = fs::read_dir(mount.dir())
-            .expect("the directory")
-            .map(|entry| {
-                entry
-                    .expect("an entry")
-                    .file_name()
-                    .into_string()
-                    .expect("UTF-8")
-            })
-            .collect();
+        let listed = names_in(mount);
         assert_eq!(listed, expected);
     }
+}
+
+/// What readdir(3) lists.
+fn names_in(mount: &Mount) -> BTreeSet<String> {
+    let name = |entry: std::io::Result<fs::DirEntry>| {
+        let name = entry.expect("an entry").file_name();
+        name.into_string().expect("UTF-8")
+    };
+    let entries = fs::read_dir(mount.dir()).expect("the directory");
+    entries.map(name).collect()
 }

@@ -203,6 +203,7 @@ impl Bell {
     /// Tells everyone who waits for pipe `id`, here and in other processes.
     pub(super) fn ring(&self, id: u64) {
         let slot = id as usize % SLOTS;
+        // The other half of what `waiter` does: the commit stands before this look.
         std::sync::atomic::fence(Ordering::SeqCst);
         if self.shared.number(LISTENERS).load(Ordering::SeqCst) == 0 {
             // A process that died while it waited leaves too great a number, never too small a one.
@@ -268,7 +269,7 @@ impl Bell {
     }
 
     /// The turn, if no other process has it. Threads of one process share it; they must queue before.
-    pub(super) fn try_turn(&self) -> Result<Option<Turn<'_>>> {
+    fn try_turn(&self) -> Result<Option<Turn<'_>>> {
         match self.lock(libc::F_OFD_SETLK, libc::F_WRLCK) {
             Ok(_) => Ok(Some(Turn(self))),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {

@@ -324,41 +324,44 @@ impl Store {
 
     pub(super) fn reset(&self, pipe: &PipeName, wanted: &Wanted) -> Result<()> {
         let now = micros_from_time(SystemTime::now());
-        let reset = self.change(
-            "resetting a pipe",
-            || wanted.still(),
-            |connection| {
-                let Some(log) = Log::find(connection, pipe)? else {
-                    return Ok(None);
-                };
-                connection.execute(
-                    "UPDATE pipe SET start = ?2, start_total = ?3, modified = ?4 WHERE id = ?1",
-                    [log.id, log.next(), log.total(), now],
-                )?;
-                rows::discard(connection, log.slot, log.next() - 1)?;
-                Ok(Some(log.id))
-            },
-        )?;
-        self.bell.count_reset();
-        self.bell.ring(reset.ok_or_else(|| not_found(pipe))?);
-        Ok(())
+        self.drop_messages("resetting a pipe", pipe, wanted, |connection, log| {
+            connection.execute(
+                "UPDATE pipe SET start = ?2, start_total = ?3, modified = ?4 WHERE id = ?1",
+                [log.id, log.next(), log.total(), now],
+            )
+        })
     }
 
     pub(super) fn remove(&self, pipe: &PipeName, wanted: &Wanted) -> Result<()> {
-        let removed = self.change(
-            "removing a pipe",
+        self.drop_messages("removing a pipe", pipe, wanted, |connection, log| {
+            connection.execute("DELETE FROM pipe WHERE id = ?1", [log.id])
+        })
+    }
+
+    /// Changes a pipe's row so that its messages are gone, leaves their rows to [`Store::sweep`], and tells
+    /// the readers.
+    fn drop_messages(
+        &self,
+        what: &str,
+        pipe: &PipeName,
+        wanted: &Wanted,
+        change: impl FnOnce(&Connection, &Log) -> rusqlite::Result<usize>,
+    ) -> Result<()> {
+        let dropped = self.change(
+            what,
             || wanted.still(),
             |connection| {
                 let Some(log) = Log::find(connection, pipe)? else {
                     return Ok(None);
                 };
-                connection.execute("DELETE FROM pipe WHERE id = ?1", [log.id])?;
+                change(connection, &log)?;
                 rows::discard(connection, log.slot, log.next() - 1)?;
                 Ok(Some(log.id))
             },
         )?;
+        let id = dropped.ok_or_else(|| not_found(pipe))?;
         self.bell.count_reset();
-        self.bell.ring(removed.ok_or_else(|| not_found(pipe))?);
+        self.bell.ring(id);
         Ok(())
     }
 
