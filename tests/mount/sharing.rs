@@ -320,3 +320,27 @@ fn sixteen_followers_get_everything_in_one_order() {
         &written,
     );
 }
+
+/// Who comes while another process is making the store finds it empty or whole, and never takes it for
+/// another program's: every push that several first users make at once succeeds.
+#[test]
+fn a_store_can_be_made_by_several_at_once() {
+    for round in 0..30 {
+        let store = Store::new();
+        let pushes: Vec<Running> = (0..6)
+            .map(|pusher| store.spawn(&format!("dnpipes push T {pusher}")))
+            .collect();
+        for push in pushes {
+            let output = push.finish();
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "round {round}: {errors}");
+        }
+        let mut pulled: Vec<String> = store
+            .out("dnpipes pull T@snapshot")
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        pulled.sort();
+        assert_eq!(pulled, ["0", "1", "2", "3", "4", "5"], "round {round}");
+    }
+}

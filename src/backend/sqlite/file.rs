@@ -303,8 +303,10 @@ impl Found {
         tables: 0,
     };
 
+    /// All of one moment: another process may be laying out the tables.
     fn look(connection: &Connection) -> rusqlite::Result<Found> {
-        let number = |query: &str| connection.query_row(query, [], |row| row.get(0));
+        let moment = connection.unchecked_transaction()?;
+        let number = |query: &str| moment.query_row(query, [], |row| row.get(0));
         Ok(Found {
             application_id: number("PRAGMA application_id")?,
             version: number("PRAGMA user_version")?,
