@@ -363,6 +363,18 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
+        // The tests may run in the background of a shell, which has its children ignore some.
+        let usual = || {
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+                // SAFETY: a signal that exists, and no handler of ours.
+                if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec it makes system calls only.
+        unsafe { command.pre_exec(usual) };
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
