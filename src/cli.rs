@@ -113,20 +113,40 @@ pub struct ServeArgs {
     #[arg(value_name = "SOURCE", env = "DNPIPES_SOURCE", hide_env_values = true)]
     pub source: Option<BackendUrl>,
     /// Where to listen. Any other than a loopback address needs --token-file, --tls-client-ca or --insecure.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7070", env = "DNPIPES_LISTEN")]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:7070",
+        env = "DNPIPES_LISTEN"
+    )]
     pub listen: SocketAddr,
     /// Who may do what: on each line a token, then full, read or push, then a prefix of the pipes' names.
     /// Read again on SIGHUP.
     #[arg(long, value_name = "FILE", env = "DNPIPES_SERVE_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
     /// The certificate chain for TLS, in PEM. Read again on SIGHUP.
-    #[arg(long, value_name = "FILE", requires = "tls_key", env = "DNPIPES_TLS_CERT")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_key",
+        env = "DNPIPES_TLS_CERT"
+    )]
     pub tls_cert: Option<PathBuf>,
     /// The certificate's private key, in PEM.
-    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "DNPIPES_TLS_KEY")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_cert",
+        env = "DNPIPES_TLS_KEY"
+    )]
     pub tls_key: Option<PathBuf>,
     /// Authorities, in PEM: only clients with a certificate of theirs are let in.
-    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "DNPIPES_TLS_CLIENT_CA")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_cert",
+        env = "DNPIPES_TLS_CLIENT_CA"
+    )]
     pub tls_client_ca: Option<PathBuf>,
     /// Let everybody in who can reach the address.
     #[arg(long, env = "DNPIPES_INSECURE", value_parser = FalseyValueParser::new())]

@@ -232,7 +232,15 @@ mod tests {
                 position
             );
         }
-        for text in ["", "1", "1-", "-1", "+1-2", "1-2-3", "1-18446744073709551616"] {
+        for text in [
+            "",
+            "1",
+            "1-",
+            "-1",
+            "+1-2",
+            "1-2-3",
+            "1-18446744073709551616",
+        ] {
             assert!(text.parse::<Position>().is_err(), "{text}");
         }
         assert_eq!(Position::new(1, 0).before(), Position::new(0, u64::MAX));

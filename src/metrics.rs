@@ -70,10 +70,8 @@ pub static PULLED_BYTES: Metric = Metric::counter(
     "Bytes of the messages that were delivered, without framing.",
 );
 /// Resets and removals.
-pub static RESETS: Metric = Metric::counter(
-    "dnpipes_resets_total",
-    "Resets and removals of pipes.",
-);
+pub static RESETS: Metric =
+    Metric::counter("dnpipes_resets_total", "Resets and removals of pipes.");
 /// Pushes that were known already.
 pub static REPEATED: Metric = Metric::counter(
     "dnpipes_repeated_pushes_total",
@@ -93,8 +91,7 @@ pub static FAILED: Metric = Metric::counter(
 pub static CONNECTIONS: Metric =
     Metric::gauge("dnpipes_connections", "Connections that are open now.");
 /// Open pulls.
-pub static READERS: Metric =
-    Metric::gauge("dnpipes_readers", "Pulls that are being answered now.");
+pub static READERS: Metric = Metric::gauge("dnpipes_readers", "Pulls that are being answered now.");
 
 const ALL: [&Metric; 10] = [
     &PUSHED,
@@ -113,7 +110,9 @@ const ALL: [&Metric; 10] = [
 pub fn text() -> String {
     let mut text = String::new();
     for metric in ALL {
-        let Metric { name, help, kind, .. } = metric;
+        let Metric {
+            name, help, kind, ..
+        } = metric;
         let value = metric.value.load(Ordering::Relaxed);
         // Writing to a string cannot fail.
         let _ = write!(

@@ -42,7 +42,8 @@ impl FromStr for BackendUrl {
             |why: String| Error::new(Kind::InvalidInput, format!("source {shown:?}: {why}"));
         let Some((scheme, rest)) = text.split_once(':') else {
             return Err(refuse(
-                "it has no scheme; try sqlite:/path/file.db, https://host:7070/ or memory:".to_owned(),
+                "it has no scheme; try sqlite:/path/file.db, https://host:7070/ or memory:"
+                    .to_owned(),
             ));
         };
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -144,7 +145,11 @@ mod tests {
 
     #[test]
     fn a_refused_url_shows_no_secret() {
-        for text in ["https://u:s3cret@h/?x=1", "ftp://s3cret@h/", "http://:s3cret@/"] {
+        for text in [
+            "https://u:s3cret@h/?x=1",
+            "ftp://s3cret@h/",
+            "http://:s3cret@/",
+        ] {
             let error = text.parse::<BackendUrl>().expect_err(text);
             assert!(!error.to_string().contains("s3cret"), "{error}");
         }

@@ -116,9 +116,8 @@ impl Access {
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Error::io(path.display().to_string(), error))?;
-        Access::parse(&text).map_err(|error| {
-            Error::new(error.kind(), format!("{}: {error}", path.display()))
-        })
+        Access::parse(&text)
+            .map_err(|error| Error::new(error.kind(), format!("{}: {error}", path.display())))
     }
 
     fn parse(text: &str) -> Result<Self> {
@@ -129,7 +128,10 @@ impl Access {
                 continue;
             };
             let refuse = |why: &str| {
-                Err(Error::new(Kind::InvalidInput, format!("line {number}: {why}")))
+                Err(Error::new(
+                    Kind::InvalidInput,
+                    format!("line {number}: {why}"),
+                ))
             };
             if token.len() < SHORTEST {
                 return refuse(&format!("a token has at least {SHORTEST} characters"));
@@ -199,7 +201,10 @@ pub(super) async fn admit(
             next.run(request).await
         }
         None => {
-            let error = Error::new(Kind::Denied, "a token is needed: Authorization: Bearer TOKEN");
+            let error = Error::new(
+                Kind::Denied,
+                "a token is needed: Authorization: Bearer TOKEN",
+            );
             let mut response = Failed::with(StatusCode::UNAUTHORIZED, error).into_response();
             let challenge = HeaderValue::from_static("Bearer realm=\"dnpipes\"");
             response
@@ -245,16 +250,32 @@ pushpushpushpush push app-\n";
 
     #[test]
     fn nobody_else_is_let_in() {
-        for value in ["Bearer x", "Bearer ", "fullfullfullfull", "Basic fullfullfullfull"] {
+        for value in [
+            "Bearer x",
+            "Bearer ",
+            "fullfullfullfull",
+            "Basic fullfullfullfull",
+        ] {
             assert!(grant(value).is_none(), "{value}");
         }
-        assert!(Access::parse(FILE).expect("legal").grant(&HeaderMap::new()).is_none());
+        assert!(
+            Access::parse(FILE)
+                .expect("legal")
+                .grant(&HeaderMap::new())
+                .is_none()
+        );
         assert!(Access::open().grant(&HeaderMap::new()).is_some());
     }
 
     #[test]
     fn a_bad_file_is_refused_without_telling_the_token() {
-        for text in ["", "# none\n", "short\n", "s3crets3crets3cret all\n", "s3crets3crets3cret read a b\n"] {
+        for text in [
+            "",
+            "# none\n",
+            "short\n",
+            "s3crets3crets3cret all\n",
+            "s3crets3crets3cret read a b\n",
+        ] {
             let error = Access::parse(text).map(|_| ()).expect_err(text);
             assert!(!error.to_string().contains("s3cret"), "{error}");
         }

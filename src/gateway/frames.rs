@@ -56,7 +56,10 @@ impl Format {
                 _ => None,
             }
         });
-        Ok(known.into_iter().next().unwrap_or(Format::Framed(Frame::Line)))
+        Ok(known
+            .into_iter()
+            .next()
+            .unwrap_or(Format::Framed(Frame::Line)))
     }
 
     pub(super) fn content_type(self) -> &'static str {
@@ -143,11 +146,20 @@ impl PushFormat {
         match self {
             PushFormat::Framed(_) => Ok(content),
             PushFormat::Json => {
-                let bad = |error: String| Error::new(Kind::InvalidInput, format!("not a message in the json frame: {error}"));
-                let pushed: JsonIn = serde_json::from_slice(&content).map_err(|error| bad(error.to_string()))?;
+                let bad = |error: String| {
+                    Error::new(
+                        Kind::InvalidInput,
+                        format!("not a message in the json frame: {error}"),
+                    )
+                };
+                let pushed: JsonIn =
+                    serde_json::from_slice(&content).map_err(|error| bad(error.to_string()))?;
                 match (pushed.data, pushed.data_base64) {
                     (Some(data), None) => Ok(data.into_owned().into()),
-                    (None, Some(data)) => Ok(BASE64.decode(data.as_bytes()).map_err(|error| bad(error.to_string()))?.into()),
+                    (None, Some(data)) => Ok(BASE64
+                        .decode(data.as_bytes())
+                        .map_err(|error| bad(error.to_string()))?
+                        .into()),
                     _ => Err(bad("it needs one of data and data_base64".to_owned())),
                 }
             }
@@ -156,7 +168,10 @@ impl PushFormat {
 }
 
 fn unknown(frame: &str, known: &str) -> Error {
-    Error::new(Kind::InvalidInput, format!("frame {frame:?}: there are: {known}"))
+    Error::new(
+        Kind::InvalidInput,
+        format!("frame {frame:?}: there are: {known}"),
+    )
 }
 
 #[derive(Deserialize)]
@@ -217,15 +232,28 @@ mod tests {
         assert!(put(Format::Json, b"\xff\0").contains("\"data_base64\":\"/wA=\""));
         let message = |text: &'static str| PushFormat::Json.message(Bytes::from(text));
         assert_eq!(message("{\"data\":\"a\\nb\"}").expect("text"), "a\nb");
-        assert_eq!(message("{\"data_base64\":\"/wA=\"}").expect("bytes"), &b"\xff\0"[..]);
-        for bad in ["", "{}", "[]", "{\"data\":\"\",\"data_base64\":\"\"}", "{\"data\":\"x\",\"key\":\"k\"}", "{\"data_base64\":\"?\"}"] {
+        assert_eq!(
+            message("{\"data_base64\":\"/wA=\"}").expect("bytes"),
+            &b"\xff\0"[..]
+        );
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            "{\"data\":\"\",\"data_base64\":\"\"}",
+            "{\"data\":\"x\",\"key\":\"k\"}",
+            "{\"data_base64\":\"?\"}",
+        ] {
             assert_eq!(message(bad).expect_err(bad).kind(), Kind::InvalidInput);
         }
     }
 
     #[test]
     fn events_never_break_in_the_middle() {
-        assert_eq!(put(Format::Events, b"a\n\nb"), "id: 1-5\ndata: a\ndata: \ndata: b\n\n");
+        assert_eq!(
+            put(Format::Events, b"a\n\nb"),
+            "id: 1-5\ndata: a\ndata: \ndata: b\n\n"
+        );
         assert_eq!(put(Format::Events, b""), "id: 1-5\ndata: \n\n");
         let odd = put(Format::Events, b"a\rb");
         assert!(odd.starts_with("id: 1-5\nevent: json\ndata: {") && odd.ends_with("}\n\n"));
@@ -236,7 +264,10 @@ mod tests {
         let mut headers = HeaderMap::new();
         let of = |frame, headers: &HeaderMap| Format::of_pull(frame, headers).expect("known");
         assert_eq!(of(None, &headers), Format::Framed(Frame::Line));
-        headers.insert(ACCEPT, "text/html, text/event-stream;q=0.9".parse().expect("value"));
+        headers.insert(
+            ACCEPT,
+            "text/html, text/event-stream;q=0.9".parse().expect("value"),
+        );
         assert_eq!(of(None, &headers), Format::Events);
         assert_eq!(of(Some("nul"), &headers), Format::Framed(Frame::Nul));
         assert!(Format::of_pull(Some("file"), &headers).is_err());

@@ -45,8 +45,14 @@ impl Identities {
                 Kind::Interrupted,
                 "a push that was given up came late; it is not stored",
             )),
-            Some(last) if first && id.seq > last => Ok(PushId { repeated: false, ..id }),
-            None if first => Ok(PushId { repeated: false, ..id }),
+            Some(last) if first && id.seq > last => Ok(PushId {
+                repeated: false,
+                ..id
+            }),
+            None if first => Ok(PushId {
+                repeated: false,
+                ..id
+            }),
             _ => Ok(id.again()),
         }
     }
@@ -78,7 +84,10 @@ mod tests {
         let repeated = |id, first| seen.note(id, first).expect("taken").repeated;
         assert!(!repeated(id(1, 1), true));
         assert!(repeated(id(1, 1), false), "a repeat");
-        assert!(repeated(id(1, 1), true), "a first try that arrives behind it");
+        assert!(
+            repeated(id(1, 1), true),
+            "a first try that arrives behind it"
+        );
         assert!(!repeated(id(1, 2), true));
         assert!(repeated(id(2, 5), false), "who says nothing may repeat");
         assert!(repeated(id(2, 5), true));

@@ -69,12 +69,19 @@ impl Query {
         };
         match time {
             Some(time) if time <= LONGEST_WAIT => Ok(Some(time)),
-            _ => Err(refuse(format!("wait={text} is not a time of up to an hour, as 30s"))),
+            _ => Err(refuse(format!(
+                "wait={text} is not a time of up to an hour, as 30s"
+            ))),
         }
     }
 
     /// Opens the source where the query, or a browser that comes again, wants it to start.
-    async fn source(&self, backend: &dyn Backend, pipe: &Pipe, headers: &HeaderMap) -> Result<Box<dyn Source>> {
+    async fn source(
+        &self,
+        backend: &dyn Backend,
+        pipe: &Pipe,
+        headers: &HeaderMap,
+    ) -> Result<Box<dyn Source>> {
         let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok());
         let start = match (self.from.as_deref(), self.after.as_deref().or(seen)) {
             (Some(_), Some(_)) if self.after.is_some() => {
@@ -101,7 +108,11 @@ pub(super) async fn pull(
     pipe.check(Right::Read)?;
     let format = Format::of_pull(query.frame.as_deref(), &headers)?;
     let (follow, wait) = (query.follow()?, query.wait()?);
-    let before = query.before.as_deref().map(str::parse::<Position>).transpose()?;
+    let before = query
+        .before
+        .as_deref()
+        .map(str::parse::<Position>)
+        .transpose()?;
     if follow && (wait.is_some() || before.is_some()) {
         return Err(refuse("follow goes with neither wait nor before").into());
     }
@@ -145,10 +156,16 @@ pub(super) async fn pull(
         }
     });
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static(format.content_type())),
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(format.content_type()),
+        ),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         // nginx hands on what comes when it comes.
-        (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+        (
+            header::HeaderName::from_static("x-accel-buffering"),
+            HeaderValue::from_static("no"),
+        ),
     ];
     Ok((headers, Body::from_stream(body)).into_response())
 }
@@ -255,7 +272,9 @@ impl Pull {
     }
 
     fn put(&mut self, messages: Vec<Message>, out: &mut Vec<u8>) {
-        let sent = messages.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let sent = messages
+            .len()
+            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let mut bytes = 0;
         for message in &messages[..sent] {
             self.format.put(message, out);

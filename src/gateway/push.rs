@@ -47,7 +47,9 @@ pub(super) async fn push(
     body: Body,
 ) -> Result<Json<Pushed>, Failed> {
     pipe.check(Right::Push)?;
-    let content_type = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .map(|value| value.as_bytes());
     let format = PushFormat::of_push(query.frame.as_deref(), content_type)?;
     let length = headers
         .get(header::CONTENT_LENGTH)
@@ -130,7 +132,10 @@ impl Incoming<'_> {
             let Ok(data) = frame.map_err(cut)?.into_data() else {
                 continue;
             };
-            self.gateway.rooms.reserve(room, all.len() + data.len()).await?;
+            self.gateway
+                .rooms
+                .reserve(room, all.len() + data.len())
+                .await?;
             if all.is_empty() {
                 // What is announced is believed so far; the rest grows as it comes.
                 all.reserve(length.min(1 << 20).max(data.len()));
@@ -176,7 +181,9 @@ impl Incoming<'_> {
                 kept => self.gateway.rooms.reserve(&mut room, kept).await?,
             }
         }
-        let last = decoder.finish().map_err(|error| Failed::after(error, pushed.count))?;
+        let last = decoder
+            .finish()
+            .map_err(|error| Failed::after(error, pushed.count))?;
         store(last.into_iter().collect(), &mut pushed).await?;
         Ok(pushed)
     }

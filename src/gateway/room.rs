@@ -81,11 +81,23 @@ mod tests {
     async fn large_bodies_leave_room_for_small_ones_and_give_back_what_they_had() {
         let rooms = Rooms::default();
         let (mut one, mut two, mut small) = (Room::default(), Room::default(), Room::default());
-        rooms.reserve(&mut one, 64 << 20).await.expect("there is room");
-        let refused = rooms.reserve(&mut two, 64 << 20).await.expect_err("too much");
+        rooms
+            .reserve(&mut one, 64 << 20)
+            .await
+            .expect("there is room");
+        let refused = rooms
+            .reserve(&mut two, 64 << 20)
+            .await
+            .expect_err("too much");
         assert_eq!(refused.kind(), Kind::Unreachable);
-        rooms.reserve(&mut small, SMALL).await.expect("room of its own");
+        rooms
+            .reserve(&mut small, SMALL)
+            .await
+            .expect("room of its own");
         drop(one);
-        rooms.reserve(&mut two, 64 << 20).await.expect("there is room again");
+        rooms
+            .reserve(&mut two, 64 << 20)
+            .await
+            .expect("there is room again");
     }
 }

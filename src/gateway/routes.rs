@@ -35,7 +35,10 @@ pub(super) fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/pipes/{pipe}", get(stat).put(create).delete(remove))
         .route(
             "/v1/pipes/{pipe}/messages",
-            get(pull::pull).post(push::push).put(push::push).delete(reset),
+            get(pull::pull)
+                .post(push::push)
+                .put(push::push)
+                .delete(reset),
         )
         .route("/v1/pipes/{pipe}/bounds", get(bounds))
         .route("/v1/pipes/{pipe}/sync", post(sync))
@@ -111,13 +114,13 @@ async fn list(
 ) -> Result<Json<Vec<wire::Pipe>>, Failed> {
     let pipes = gateway.backend.list().await?;
     let seen = pipes.iter().filter(|(name, _)| grant.sees(name));
-    Ok(Json(seen.map(|(name, info)| wire::Pipe::new(name, info)).collect()))
+    Ok(Json(
+        seen.map(|(name, info)| wire::Pipe::new(name, info))
+            .collect(),
+    ))
 }
 
-async fn stat(
-    State(gateway): State<Arc<Gateway>>,
-    pipe: Pipe,
-) -> Result<Json<wire::Pipe>, Failed> {
+async fn stat(State(gateway): State<Arc<Gateway>>, pipe: Pipe) -> Result<Json<wire::Pipe>, Failed> {
     pipe.check(Right::Look)?;
     let info = gateway.backend.stat(&pipe.name).await?;
     Ok(Json(wire::Pipe::new(&pipe.name, &info)))

@@ -87,8 +87,16 @@ impl Client {
     }
 
     /// A request about `pipe`, or what stands below it.
-    pub(super) fn request(&self, method: Method, pipe: &PipeName, below: &[&str]) -> RequestBuilder {
-        let path: Vec<&str> = [pipe.as_str()].into_iter().chain(below.iter().copied()).collect();
+    pub(super) fn request(
+        &self,
+        method: Method,
+        pipe: &PipeName,
+        below: &[&str],
+    ) -> RequestBuilder {
+        let path: Vec<&str> = [pipe.as_str()]
+            .into_iter()
+            .chain(below.iter().copied())
+            .collect();
         self.http.request(method, self.url(&path))
     }
 
@@ -97,7 +105,12 @@ impl Client {
     }
 
     /// Pushes the batch under its identity.
-    pub(super) async fn push(&self, pipe: &PipeName, id: PushId, batch: &Batch) -> Result<Position> {
+    pub(super) async fn push(
+        &self,
+        pipe: &PipeName,
+        id: PushId,
+        batch: &Batch,
+    ) -> Result<Position> {
         let messages = batch.messages();
         let mut body = BytesMut::with_capacity(batch.bytes() + 4 * messages.len());
         for message in messages {
@@ -148,7 +161,11 @@ impl Client {
     pub(super) fn failed(&self, error: reqwest::Error) -> Error {
         let connecting = error.is_connect();
         let wrong = error.is_builder() || error.is_redirect() || certificate_is_bad(&error);
-        let kind = if wrong { Kind::Denied } else { Kind::Unreachable };
+        let kind = if wrong {
+            Kind::Denied
+        } else {
+            Kind::Unreachable
+        };
         let failed = Error::new(kind, self.base.to_string()).caused_by(error.without_url());
         match connecting {
             // Nothing was sent.

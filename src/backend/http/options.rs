@@ -39,9 +39,7 @@ impl HttpUrl {
                 "cert" => &mut cert,
                 "key" => &mut key,
                 _ => {
-                    return Err(format!(
-                        "unknown key {name:?}; there are: ca cert key"
-                    ));
+                    return Err(format!("unknown key {name:?}; there are: ca cert key"));
                 }
             };
             if value.is_empty() || known.replace(PathBuf::from(value.as_ref())).is_some() {

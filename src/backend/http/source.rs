@@ -59,7 +59,9 @@ impl Subscriber {
 
     /// The parameters that say which messages.
     fn range(&self, before: Option<Position>) -> Vec<(&'static str, String)> {
-        let after = self.received.map(|position| ("after", position.to_string()));
+        let after = self
+            .received
+            .map(|position| ("after", position.to_string()));
         let before = before.map(|position| ("before", position.to_string()));
         after.into_iter().chain(before).collect()
     }
@@ -104,7 +106,9 @@ impl Subscriber {
         let mut bytes = 0;
         while let Some(message) = self.pending.front() {
             if message.position >= floor {
-                if before.is_some_and(|before| message.position >= before) || bytes >= max_bytes {
+                if before.is_some_and(|before| message.position >= before)
+                    || bytes >= max_bytes.max(1)
+                {
                     break;
                 }
                 bytes += weight(&message.data);
@@ -123,7 +127,7 @@ impl Subscriber {
         };
         let mut progress = None;
         loop {
-            match stream.records.next()? {
+            match stream.records.take()? {
                 Some(Record::Message(message)) => {
                     self.received = Some(message.position);
                     self.pending.push_back(message);

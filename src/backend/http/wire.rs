@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::time::SystemTime;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use sha2::{Digest, Sha256};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use sha2::{Digest, Sha256};
 
 use crate::backend::PipeInfo;
 use crate::error::{Applied, Error, Kind, Result};
@@ -64,7 +64,10 @@ pub fn identity(key: &[u8]) -> Result<PushId> {
         let is_hex = producer.len() == 32 && producer.bytes().all(|b| b.is_ascii_hexdigit());
         let producer = u128::from_str_radix(producer, 16).ok().filter(|_| is_hex)?;
         let seq = seq.parse().ok()?;
-        Some(PushId::first(Producer::from_bytes(producer.to_be_bytes()), seq))
+        Some(PushId::first(
+            Producer::from_bytes(producer.to_be_bytes()),
+            seq,
+        ))
     });
     // Shortened, so that others' keys cannot be met on purpose.
     let id = own.unwrap_or_else(|| {
@@ -372,7 +375,7 @@ impl Records {
     ///
     /// # Errors
     /// [`Kind::Io`] for what is no record; nothing that follows can be understood.
-    pub fn next(&mut self) -> Result<Option<Record>> {
+    pub fn take(&mut self) -> Result<Option<Record>> {
         let Some(which) = self.buffer.first() else {
             return Ok(None);
         };
@@ -458,7 +461,7 @@ mod tests {
             let mut seen = Vec::new();
             for piece in bytes.chunks(size) {
                 records.feed(&Bytes::copy_from_slice(piece));
-                while let Some(record) = records.next().expect("a record") {
+                while let Some(record) = records.take().expect("a record") {
                     seen.push(record);
                 }
             }
@@ -484,10 +487,13 @@ mod tests {
 
     #[test]
     fn what_is_no_record_is_an_error_and_reserves_nothing() {
-        for bytes in [&b"?"[..], b"m\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xff\xff\xff\xff"] {
+        for bytes in [
+            &b"?"[..],
+            b"m\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xff\xff\xff\xff",
+        ] {
             let mut records = Records::default();
             records.feed(&Bytes::copy_from_slice(bytes));
-            assert!(records.next().is_err());
+            assert!(records.take().is_err());
             assert!(records.buffer.capacity() < 4096);
         }
     }
@@ -523,6 +529,9 @@ mod tests {
         };
         let json = serde_json::to_string(&pipe).expect("json");
         let back: Pipe = serde_json::from_str(&json).expect("the same");
-        assert_eq!((back.name.as_str(), back.info()), (pipe.name.as_str(), pipe.info()));
+        assert_eq!(
+            (back.name.as_str(), back.info()),
+            (pipe.name.as_str(), pipe.info())
+        );
     }
 }

@@ -220,11 +220,10 @@ impl Source for Cursor {
     }
 
     fn floor(&self) -> Arc<dyn Floor> {
-        let resets = self.store.bell.resets();
         Arc::new(PipeFloor {
             store: Arc::clone(&self.store),
             pipe: self.pipe.clone(),
-            known: Mutex::new((resets, Position::MIN)),
+            known: Mutex::default(),
         })
     }
 
@@ -243,23 +242,23 @@ struct PipeFloor {
     store: Arc<Store>,
     pipe: PipeName,
     /// The number of resets at the last look, and what it found.
-    known: Mutex<(u64, Position)>,
+    known: Mutex<Option<(u64, Position)>>,
 }
 
 impl Floor for PipeFloor {
     fn position(&self) -> Position {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let resets = self.store.bell.resets();
-        if known.0 != resets {
+        if known.is_none_or(|(looked, _)| looked != resets) {
             match self
                 .store
                 .read("looking", |connection| self.look(connection))
             {
-                Ok(floor) => *known = (resets, floor),
+                Ok(floor) => *known = Some((resets, floor)),
                 Err(error) => log::warn!("{error}"),
             }
         }
-        known.1
+        known.map_or(Position::MIN, |(_, floor)| floor)
     }
 }
 
