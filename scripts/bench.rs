@@ -8,7 +8,7 @@ use std::error::Error;
 use std::ffi::{CString, OsStr};
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -120,7 +120,7 @@ fn run(args: &Args) -> Result<()> {
 
 type Measure = fn(&Bench) -> Result<Row>;
 
-const ROWS: [(&str, Measure); 11] = [
+const ROWS: [(&str, Measure); 15] = [
     ("memory-write", memory_write),
     ("memory-write-1-cpu", |b| on_one_cpu(b, memory_write)),
     ("sqlite-process-write", sqlite_process_write),
@@ -134,6 +134,10 @@ const ROWS: [(&str, Measure); 11] = [
     ("wake-rested", |b| wake(b, "wake-rested", rested)),
     ("memory-100-readers", memory_100_readers),
     ("memory-1-reader", memory_1_reader),
+    ("http-write", http_write),
+    ("http-cat-in", http_cat_in),
+    ("http-follow-out", http_follow_out),
+    ("http-wake", http_wake),
 ];
 
 fn memory_write(bench: &Bench) -> Result<Row> {
@@ -219,16 +223,7 @@ fn wake(bench: &Bench, name: &str, floor: fn(Op) -> Op) -> Result<Row> {
     let source = bench.sqlite(name);
     let (near, far) = (bench.mount(&source)?, bench.mount(&source)?);
     let noop = bench.noop()?;
-    let mut write = write_op(&near.path("pipe"))?;
-    let sleeper = Sleeper::start(&far.path("pipe@follow"))?;
-    let mut reads = 0;
-    let subject = Box::new(move || {
-        reads += 1;
-        sleeper.wait_until_blocked(reads)?;
-        let start = Instant::now();
-        write()?;
-        Ok(sleeper.woken_at()?.duration_since(start))
-    });
+    let subject = wake_op(&near, &far)?;
     let floors = vec![
         (3.0, floor(write_op(&noop.path("floor"))?)),
         (1.0, floor(append_op(&bench.path("append"))?)),
@@ -236,6 +231,84 @@ fn wake(bench: &Bench, name: &str, floor: fn(Op) -> Op) -> Result<Row> {
     let rounds = bench.alternate(45, 30, floors, subject)?;
     let floor = "3 no-op writes + 1 append and fdatasync";
     Ok(Row::of_rounds(Kind::Latency, 1.0, floor, &rounds))
+}
+
+/// From a push on one mount to the end of a read that was blocked on the other.
+fn wake_op(near: &Mount, far: &Mount) -> Result<Op> {
+    let mut write = write_op(&near.path("pipe"))?;
+    let sleeper = Sleeper::start(&far.path("pipe@follow"))?;
+    let mut reads = 0;
+    Ok(Box::new(move || {
+        reads += 1;
+        sleeper.wait_until_blocked(reads)?;
+        let start = Instant::now();
+        write()?;
+        Ok(sleeper.woken_at()?.duration_since(start))
+    }))
+}
+
+/// The same store, behind a gateway and without one.
+fn http_write(bench: &Bench) -> Result<Row> {
+    let source = bench.sqlite("http-write");
+    let gateway = bench.gateway(&source)?;
+    let (near, far) = (bench.mount(&source)?, bench.mount(&gateway.url)?);
+    let floors = vec![(1.0, write_op(&near.path("floor"))?)];
+    let rounds = bench.alternate(45, 100, floors, write_op(&far.path("pipe"))?)?;
+    let floor = "1 write to a sqlite mount";
+    Ok(Row::of_rounds(Kind::Latency, 2.5, floor, &rounds))
+}
+
+fn http_cat_in(bench: &Bench) -> Result<Row> {
+    let lines = bench.scaled(1_000_000);
+    let file = bench.lines_file(lines)?;
+    let data = fs::read(&file)?;
+    let source = bench.sqlite("http-cat-in");
+    let gateway = bench.gateway(&source)?;
+    let (near, far) = (bench.mount(&source)?, bench.mount(&gateway.url)?);
+    let mut rounds = Vec::new();
+    for round in 0..5 {
+        let floor = cat(&[&file], &near.path(&format!("floor{round}")))?;
+        let measured = cat(&[&file], &far.path(&format!("pipe{round}")))?;
+        same_bytes(&near.path(&format!("pipe{round}@snapshot")), &data)?;
+        rounds.push((rate(lines, floor), rate(lines, measured)));
+    }
+    Ok(Row::of_rounds(
+        Kind::Rate,
+        3e5,
+        "cat into a sqlite mount",
+        &rounds,
+    ))
+}
+
+fn http_follow_out(bench: &Bench) -> Result<Row> {
+    let lines = bench.scaled(1_000_000);
+    let file = bench.lines_file(lines)?;
+    let source = bench.sqlite("http-follow-out");
+    let gateway = bench.gateway(&source)?;
+    let (near, far) = (bench.mount(&source)?, bench.mount(&gateway.url)?);
+    cat(&[&file], &near.path("pipe"))?;
+    same_bytes(&far.path("pipe@snapshot"), &fs::read(&file)?)?;
+    let mut rounds = Vec::new();
+    for _ in 0..7 {
+        let floor = follow(lines, &near.path("pipe@follow"))?;
+        let measured = follow(lines, &far.path("pipe@follow"))?;
+        rounds.push((rate(lines, floor), rate(lines, measured)));
+    }
+    Ok(Row::of_rounds(
+        Kind::Rate,
+        1e6,
+        "the same of a sqlite mount",
+        &rounds,
+    ))
+}
+
+fn http_wake(bench: &Bench) -> Result<Row> {
+    let gateway = bench.gateway(&bench.sqlite("http-wake"))?;
+    let (near, far) = (bench.mount(&gateway.url)?, bench.mount(&gateway.url)?);
+    let subject = wake_op(&near, &far)?;
+    let millisecond: Op = Box::new(|| Ok(Duration::from_millis(1)));
+    let rounds = bench.alternate(45, 30, vec![(1.0, millisecond)], subject)?;
+    Ok(Row::of_rounds(Kind::Latency, 1.0, "1 ms", &rounds))
 }
 
 fn memory_100_readers(bench: &Bench) -> Result<Row> {
@@ -309,6 +382,10 @@ impl Bench {
 
     fn mount(&self, source: &str) -> Result<Mount> {
         Mount::start(&self.dnpipes, &["mount", source], self.dir.path())
+    }
+
+    fn gateway(&self, source: &str) -> Result<Gateway> {
+        Gateway::start(&self.dnpipes, source)
     }
 
     /// A fresh one for each row, as the subject's daemon is a fresh one.
@@ -405,6 +482,18 @@ fn cat(files: &[impl AsRef<OsStr>], output: &Path) -> Result<Duration> {
     match status.success() {
         true => Ok(time),
         false => at(output, Err(format!("cat: {status}"))),
+    }
+}
+
+/// Follows a pipe for so many lines, from its opening on.
+fn follow(lines: usize, pipe: &Path) -> Result<Duration> {
+    let start = Instant::now();
+    let mut reader = at(pipe, File::open(pipe))?;
+    let read = read_some(&mut reader, lines * LINE.len())?;
+    let time = start.elapsed();
+    match read == lines * LINE.len() {
+        true => Ok(time),
+        false => at(pipe, Err(format!("{read} bytes are more than there are"))),
     }
 }
 
@@ -744,6 +833,46 @@ fn child(program: &Path) -> Command {
         })
     };
     command
+}
+
+/// A gateway's process.
+struct Gateway {
+    process: Child,
+    url: String,
+}
+
+impl Gateway {
+    fn start(program: &Path, source: &str) -> Result<Gateway> {
+        let mut command = child(program);
+        command.args(["serve", source, "--listen", "127.0.0.1:0"]);
+        command.stdout(Stdio::piped());
+        let process = with_daemons(|pids| {
+            refuse_if_stopped()?;
+            let process = at(program, command.spawn())?;
+            pids.push(process.id());
+            Ok::<_, Box<dyn Error>>(process)
+        })?;
+        let mut gateway = Gateway {
+            process,
+            url: String::new(),
+        };
+        let mut line = String::new();
+        let stdout = gateway.process.stdout.as_mut().ok_or("no output")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        let url = line.trim().strip_prefix("listening on ");
+        gateway.url = url.ok_or("the gateway did not start")?.to_owned();
+        Ok(gateway)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let pid = self.process.id();
+        kill(pid, libc::SIGKILL);
+        // It is reaped now; there is no more to do about a failure.
+        let _ = self.process.wait();
+        with_daemons(|pids| pids.retain(|other| *other != pid));
+    }
 }
 
 /// A live mount and the process behind it.

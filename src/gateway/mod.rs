@@ -55,6 +55,11 @@ impl Gateway {
         *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
     }
 
+    /// Returns when the gateway is ending.
+    async fn end(&self) {
+        drop(self.ending.subscribe().wait_for(|ending| *ending).await);
+    }
+
     fn access(&self) -> Arc<Access> {
         Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
     }

@@ -23,6 +23,7 @@ use crate::backend::{Backend, Floor, Limit, Source, Start};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Message, Position};
 use crate::metrics;
+use crate::name::PipeName;
 use crate::selector::Frame;
 
 /// Weight of messages that are fetched for one reader at a time.
@@ -75,28 +76,37 @@ impl Query {
         }
     }
 
-    /// Opens the source where the query, or a browser that comes again, wants it to start.
-    async fn source(
-        &self,
-        backend: &dyn Backend,
-        pipe: &Pipe,
-        headers: &HeaderMap,
-    ) -> Result<Box<dyn Source>> {
+    /// Where the query, or a browser that comes again, wants to start; `None` behind the newest message.
+    fn start(&self, headers: &HeaderMap) -> Result<Option<Start>> {
         let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok());
-        let start = match (self.from.as_deref(), self.after.as_deref().or(seen)) {
-            (Some(_), Some(_)) if self.after.is_some() => {
-                return Err(refuse("from and after exclude each other"));
-            }
-            (_, Some(after)) => Start::After(after.parse()?),
-            (None | Some("oldest"), None) => Start::Oldest,
-            (Some("newest"), None) => {
-                let mut source = backend.subscribe(&pipe.name, Start::Oldest).await?;
-                Start::After(source.end().await?.before())
-            }
-            (Some(position), None) => Start::After(position.parse::<Position>()?.before()),
-        };
-        backend.subscribe(&pipe.name, start).await
+        Ok(match (self.from.as_deref(), self.after.as_deref()) {
+            (Some(_), Some(_)) => return Err(refuse("from and after exclude each other")),
+            (_, Some(after)) => Some(Start::After(after.parse()?)),
+            (from, None) => match (seen, from) {
+                (Some(seen), _) => Some(Start::After(seen.parse()?)),
+                (None, None | Some("oldest")) => Some(Start::Oldest),
+                (None, Some("newest")) => None,
+                (None, Some(position)) => {
+                    Some(Start::After(position.parse::<Position>()?.before()))
+                }
+            },
+        })
     }
+}
+
+async fn open(
+    backend: &dyn Backend,
+    pipe: &PipeName,
+    start: Option<Start>,
+) -> Result<Box<dyn Source>> {
+    let start = match start {
+        Some(start) => start,
+        None => {
+            let mut source = backend.subscribe(pipe, Start::Oldest).await?;
+            Start::After(source.end().await?.before())
+        }
+    };
+    backend.subscribe(pipe, start).await
 }
 
 pub(super) async fn pull(
@@ -107,7 +117,7 @@ pub(super) async fn pull(
 ) -> Result<Response, Failed> {
     pipe.check(Right::Read)?;
     let format = Format::of_pull(query.frame.as_deref(), &headers)?;
-    let (follow, wait) = (query.follow()?, query.wait()?);
+    let (follow, wait, start) = (query.follow()?, query.wait()?, query.start(&headers)?);
     let before = query
         .before
         .as_deref()
@@ -122,7 +132,7 @@ pub(super) async fn pull(
         // Who does not wait is told that there is nothing to wait for.
         gateway.backend.stat(&pipe.name).await?;
     }
-    let mut source = query.source(&*gateway.backend, &pipe, &headers).await?;
+    let mut source = open(&*gateway.backend, &pipe.name, start).await?;
     let until = match (follow, wait) {
         (true, _) => Until::Ever,
         (false, Some(wait)) => Until::Some(Instant::now() + wait),

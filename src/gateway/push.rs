@@ -162,9 +162,21 @@ impl Incoming<'_> {
             Ok::<_, Failed>(())
         };
         let mut room = Room::default();
-        while let Some(frame) = body.frame().await {
-            let failed = |error| Failed::after(error, 0);
-            let Ok(mut piece) = frame.map_err(|error| failed(cut(error)))?.into_data() else {
+        let mut end = pin!(self.gateway.end());
+        loop {
+            let frame = tokio::select! {
+                biased;
+                () = &mut end => {
+                    let error = Error::new(Kind::Unreachable, "the gateway is ending");
+                    return Err(Failed::after(error, pushed.count));
+                }
+                frame = body.frame() => frame,
+            };
+            let Some(frame) = frame else {
+                break;
+            };
+            let frame = frame.map_err(|error| Failed::after(cut(error), pushed.count))?;
+            let Ok(mut piece) = frame.into_data() else {
                 continue;
             };
             while !piece.is_empty() {

@@ -91,10 +91,10 @@ impl Server {
                 connection = self.accept() => connection,
             };
             let router = router.clone();
-            let ending = self.gateway.ending.subscribe();
+            let gateway = Arc::clone(&self.gateway);
             let closed = closed.clone();
             tokio::spawn(async move {
-                connection.serve(router, ending).await;
+                connection.serve(router, &gateway).await;
                 drop(closed);
             });
         }
@@ -140,15 +140,15 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve(self, router: Router, ending: watch::Receiver<bool>) {
+    async fn serve(self, router: Router, gateway: &Gateway) {
         if let Err(error) = self.stream.set_nodelay(true) {
             log::debug!("{}: {error}", self.peer);
         }
         match self.acceptor {
-            None => serve(self.stream, self.peer, router, ending).await,
+            None => serve(self.stream, self.peer, router, gateway).await,
             Some(acceptor) => {
                 match tokio::time::timeout(HEAD, acceptor.accept(self.stream)).await {
-                    Ok(Ok(stream)) => serve(stream, self.peer, router, ending).await,
+                    Ok(Ok(stream)) => serve(stream, self.peer, router, gateway).await,
                     Ok(Err(error)) => log::debug!("{}: no TLS: {error}", self.peer),
                     Err(_) => log::debug!("{}: no TLS in time", self.peer),
                 }
@@ -161,7 +161,7 @@ async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
     router: Router,
-    ending: watch::Receiver<bool>,
+    gateway: &Gateway,
 ) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -172,7 +172,7 @@ async fn serve(
     let served = tokio::select! {
         biased;
         served = &mut connection => served,
-        () = begins(ending) => {
+        () = gateway.end() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -180,9 +180,4 @@ async fn serve(
     if let Err(error) = served {
         log::debug!("{peer}: {error}");
     }
-}
-
-/// Returns when the gateway is ending, or gone.
-async fn begins(mut ending: watch::Receiver<bool>) {
-    drop(ending.wait_for(|ending| *ending).await);
 }

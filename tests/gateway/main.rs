@@ -1,0 +1,8 @@
+//! Real gateways, real clients of HTTP.
+
+#[path = "../support/gateway.rs"]
+mod gateway;
+
+mod access;
+mod curl;
+mod load;
