@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::backend::BackendUrl;
 use crate::error::{Error, Kind, Result};
@@ -52,17 +54,15 @@ pub struct SourceArgs {
     pub source: Option<BackendUrl>,
 }
 
+const MOUNT_USAGE: &str = "dnpipes mount [OPTIONS] [SOURCE] <MOUNTPOINT>";
+
 /// `dnpipes mount`.
 #[derive(Debug, Clone, Args)]
-#[command(allow_missing_positional = true)]
+#[command(override_usage = MOUNT_USAGE)]
 pub struct MountArgs {
-    /// Where the messages live: memory: or sqlite:/path/file.db[?durability=full|process]. Default: the
-    /// store of this user, made on first use.
-    #[arg(value_name = "SOURCE", env = "DNPIPES_SOURCE", hide_env_values = true)]
-    pub source: Option<BackendUrl>,
-    /// An empty directory.
-    #[arg(value_name = "MOUNTPOINT", required = true)]
-    pub mountpoint: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub place: PlaceArgs,
     /// Go to the background; returns once the mount answers.
     #[arg(long, env = "DNPIPES_DAEMON", value_parser = FalseyValueParser::new())]
     pub daemon: bool,
@@ -100,6 +100,72 @@ pub struct MountArgs {
     /// override the flags.
     #[arg(short = 'o', value_name = "OPT,…", env = "DNPIPES_OPTIONS")]
     pub options: Vec<String>,
+}
+
+/// What is mounted where: `[SOURCE] MOUNTPOINT`.
+#[derive(Debug, Clone)]
+pub struct PlaceArgs {
+    /// Where the messages live.
+    pub source: Option<BackendUrl>,
+    /// The directory.
+    pub mountpoint: PathBuf,
+}
+
+/// The same as clap can take it: the first word is always there. Its `allow_missing_positional` would miss the
+/// source before `--`, and before an option.
+#[derive(Args)]
+struct PlaceWords {
+    /// An empty directory.
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: OsString,
+    /// Where the messages live: memory: or sqlite:/path/file.db[?durability=full|process]. Default: the
+    /// store of this user, made on first use.
+    #[arg(value_name = "SOURCE", env = "DNPIPES_SOURCE", hide_env_values = true)]
+    source: Option<OsString>,
+}
+
+impl Args for PlaceArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        PlaceWords::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        PlaceWords::augment_args_for_update(command)
+    }
+}
+
+impl FromArgMatches for PlaceArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let two = matches.value_source("source") == Some(ValueSource::CommandLine);
+        let words = PlaceWords::from_arg_matches(matches)?;
+        let (source, mountpoint) = match words.source {
+            Some(second) if two => (Some(words.mountpoint), second),
+            source => (source, words.mountpoint),
+        };
+        if mountpoint.is_empty() {
+            return Err(refuse_places("the mountpoint is empty".to_owned()));
+        }
+        let source = source.map(|text| match text.to_str() {
+            Some(text) => text
+                .parse::<BackendUrl>()
+                .map_err(|error| refuse_places(error.to_string())),
+            None => Err(refuse_places(format!("source {text:?} is not UTF-8"))),
+        });
+        Ok(PlaceArgs {
+            source: source.transpose()?,
+            mountpoint: mountpoint.into(),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+fn refuse_places(why: String) -> clap::Error {
+    let mut command = clap::Command::new("mount").override_usage(MOUNT_USAGE);
+    clap::Error::raw(ErrorKind::ValueValidation, why).format(&mut command)
 }
 
 /// `dnpipes push`.
@@ -261,10 +327,48 @@ mod tests {
 
     #[test]
     fn the_source_may_be_left_out() {
-        let args = mount(&["/mnt"]);
-        assert_eq!((args.source, args.mountpoint), (None, "/mnt".into()));
-        let args = mount(&["memory:", "/mnt"]);
-        assert!(args.source.is_some());
+        let place = mount(&["/mnt"]).place;
+        assert_eq!((place.source, place.mountpoint), (None, "/mnt".into()));
+        let place = mount(&["memory:", "/mnt"]).place;
+        assert!(place.source.is_some());
+    }
+
+    #[test]
+    fn the_places_may_stand_anywhere_among_the_options() {
+        for args in [
+            &["--", "memory:", "/mnt"][..],
+            &["memory:", "--", "/mnt"],
+            &["memory:", "/mnt", "--"],
+            &["--read-only", "-o", "mode=follow", "--", "memory:", "/mnt"],
+            &["memory:", "--read-only", "/mnt"],
+            &["memory:", "-o", "ro", "--", "/mnt"],
+        ] {
+            let args = mount(args);
+            assert!(args.place.source.is_some(), "{args:?}");
+            assert_eq!(args.place.mountpoint, PathBuf::from("/mnt"), "{args:?}");
+        }
+        for (args, mountpoint) in [
+            (&["--", "/mnt"][..], "/mnt"),
+            (&["--read-only", "--", "/mnt"], "/mnt"),
+            (&["--", "-dash"], "-dash"),
+        ] {
+            let args = mount(args);
+            assert!(args.place.source.is_none(), "{args:?}");
+            assert_eq!(args.place.mountpoint, PathBuf::from(mountpoint), "{args:?}");
+        }
+        for args in [
+            &[][..],
+            &["--"],
+            &[""],
+            &["memory:", ""],
+            &["--", "bogus:", "/mnt"],
+            &["memory:", "/mnt", "/more"],
+            &["memory:", "--", "/mnt", "/more"],
+            &["--", "memory:", "/mnt", "/more"],
+        ] {
+            let parsed = Cli::try_parse_from(["dnpipes", "mount"].iter().chain(args));
+            assert_eq!(parsed.expect_err("refused").exit_code(), 2, "{args:?}");
+        }
     }
 
     #[test]
