@@ -75,7 +75,7 @@ pub struct MountArgs {
     /// How long to retry an unreachable backend, as 30s or 5m; 0 for ever.
     #[arg(long, value_name = "TIME", default_value = "30s", env = "DNPIPES_TIMEOUT", value_parser = timeout)]
     pub timeout: Timeout,
-    /// Longest message, in bytes or with KiB, MiB, GiB.
+    /// Longest message, in bytes or with KiB, MiB, GiB; less than 4GiB.
     #[arg(long, value_name = "SIZE", default_value = "16MiB", env = "DNPIPES_MAX_MESSAGE_SIZE", value_parser = size)]
     pub max_message_size: usize,
     /// Let rm remove a pipe, for everyone.
@@ -246,7 +246,7 @@ fn timeout(text: &str) -> Result<Timeout> {
     duration(text).map(|time| (!time.is_zero()).then_some(time))
 }
 
-/// A size as `4096`, `64KiB`, `16MiB`, `1GiB`.
+/// A size as `4096`, `64KiB`, `16MiB`, `1GiB`. The frame `len` tells a message's length in 32 bits.
 fn size(text: &str) -> Result<usize> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit: usize = match &text[digits.len()..] {
@@ -261,7 +261,10 @@ fn size(text: &str) -> Result<usize> {
         .map_err(|_| invalid(text, "a size, as 4096, 64KiB or 16MiB"))?;
     match number.checked_mul(unit) {
         Some(bytes @ 1..) if bytes <= u32::MAX as usize => Ok(bytes),
-        _ => Err(invalid(text, "a size from 1 byte to 4 GiB")),
+        _ => Err(invalid(
+            text,
+            "a size from 1 byte to less than 4GiB: at most 4294967295 bytes",
+        )),
     }
 }
 
@@ -389,6 +392,24 @@ mod tests {
             (args.uid, args.gid, args.file_mode),
             (Some(7), Some(8), 0o600)
         );
+    }
+
+    #[test]
+    fn what_fstab_may_say_of_any_file_system_changes_nothing() {
+        let plain = format!("{:?}", mount(&["memory:", "/mnt"]));
+        for option in [
+            // What mount(8) passes on to a helper, and what somebody may copy from fstab(5).
+            "rw,noexec,nosuid,nodev,user,nofail,_netdev",
+            "rw,exec,suid,dev,user=somebody",
+            "defaults,auto,noauto,nouser,users,nousers,owner,noowner,group,nogroup",
+            "atime,noatime,diratime,nodiratime,relatime,norelatime,strictatime,nostrictatime",
+            "sync,async,dirsync,lazytime,nolazytime,silent,loud,symfollow,nosymfollow",
+            "iversion,noiversion,mand,nomand,x-systemd.automount,X-mount.mkdir,comment=words",
+        ] {
+            let mut args = mount(&["memory:", "/mnt", "-o", option]);
+            args.apply_options().expect(option);
+            assert_eq!(format!("{args:?}"), plain, "{option}");
+        }
     }
 
     #[test]
