@@ -276,10 +276,10 @@ fn file_mode(text: &str) -> Result<u16> {
 }
 
 /// What mount(8) and fstab(5) may pass on that has no meaning here.
-const IGNORED: [&str; 20] = [
-    "defaults", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail",
-    "_netdev", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "relatime",
-];
+const IGNORED: &str = "defaults rw auto noauto user nouser users nousers owner noowner group nogroup \
+    nofail _netdev suid nosuid dev nodev exec noexec atime noatime diratime nodiratime relatime norelatime \
+    strictatime nostrictatime lazytime nolazytime sync async dirsync silent loud symfollow nosymfollow \
+    iversion noiversion mand nomand";
 
 impl MountArgs {
     /// Applies the `-o` options.
@@ -308,8 +308,10 @@ impl MountArgs {
             ("uid", value) => self.uid = Some(number(value)?),
             ("gid", value) => self.gid = Some(number(value)?),
             ("file_mode", value) => self.file_mode = file_mode(value)?,
-            (word, "") if IGNORED.contains(&word) => {}
-            (word, _) if word.starts_with("x-") || word == "comment" => {}
+            (word, "") if IGNORED.split(' ').any(|known| known == word) => {}
+            // mount(8) says which user it was.
+            ("comment" | "user", _) => {}
+            (word, _) if word.starts_with("x-") || word.starts_with("X-") => {}
             _ => return Err(invalid(option, "an option of -o")),
         }
         Ok(())
@@ -382,7 +384,7 @@ mod tests {
             "-o",
             "ro,allow_other,mode=follow,frame=nul",
             "-o",
-            "timeout=0,max_message_size=64KiB,uid=7,gid=8,file_mode=600,nofail,x-systemd.automount",
+            "timeout=0,max_message_size=64KiB,uid=7,gid=8,file_mode=600",
         ]);
         args.apply_options().expect("legal");
         assert!(args.read_only && args.allow_other && !args.allow_delete);
@@ -448,5 +450,14 @@ mod tests {
         );
         assert_eq!(size("16MiB").expect("16MiB"), 16 << 20);
         assert_eq!(size("1").expect("1"), 1);
+        // The greatest length that the frame `len` can tell, and what is said of the next.
+        let most = u32::MAX as usize;
+        assert_eq!(size(&most.to_string()).expect("the most"), most);
+        let least = (most + 1).to_string();
+        for over in ["4GiB", &least, "99999999999GiB"] {
+            let refused = size(over).expect_err(over).to_string();
+            assert!(refused.contains("less than 4GiB"), "{refused}");
+            assert!(refused.contains("4294967295"), "{refused}");
+        }
     }
 }
