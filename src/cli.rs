@@ -1,6 +1,7 @@
 //! The command line. Parsing does nothing else; `run` acts.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct Cli {
 pub enum Command {
     /// Mount a directory in which each file is a pipe.
     Mount(Box<MountArgs>),
+    /// Offer pipes over HTTP.
+    Serve(ServeArgs),
     /// Push messages: each MSG, or without one what standard input holds.
     Push(PushArgs),
     /// Print a pipe's messages.
@@ -44,7 +47,8 @@ pub enum Command {
 /// Where the pipes are.
 #[derive(Debug, Args)]
 pub struct SourceArgs {
-    /// Where the messages live: sqlite:/path/file.db. Default: the store of this user.
+    /// Where the messages live: sqlite:/path/file.db or http[s]://host:port/. Default: the store of
+    /// this user.
     #[arg(
         long,
         value_name = "URL",
@@ -102,6 +106,59 @@ pub struct MountArgs {
     pub options: Vec<String>,
 }
 
+/// `dnpipes serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Where the messages live, as for mount.
+    #[arg(value_name = "SOURCE", env = "DNPIPES_SOURCE", hide_env_values = true)]
+    pub source: Option<BackendUrl>,
+    /// Where to listen. Any other than a loopback address needs --token-file, --tls-client-ca or --insecure.
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:7070",
+        env = "DNPIPES_LISTEN"
+    )]
+    pub listen: SocketAddr,
+    /// Who may do what: on each line a token, then full, read or push, then a prefix of the pipes' names.
+    /// Read again on SIGHUP.
+    #[arg(long, value_name = "FILE", env = "DNPIPES_SERVE_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The certificate chain for TLS, in PEM. Read again on SIGHUP.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_key",
+        env = "DNPIPES_TLS_CERT"
+    )]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, in PEM.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_cert",
+        env = "DNPIPES_TLS_KEY"
+    )]
+    pub tls_key: Option<PathBuf>,
+    /// Authorities, in PEM: only clients with a certificate of theirs are let in.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_cert",
+        env = "DNPIPES_TLS_CLIENT_CA"
+    )]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Let everybody in who can reach the address.
+    #[arg(long, env = "DNPIPES_INSECURE", value_parser = FalseyValueParser::new())]
+    pub insecure: bool,
+    /// Connections at a time; more wait.
+    #[arg(long, value_name = "N", default_value = "1024", env = "DNPIPES_MAX_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub max_connections: u32,
+    /// How long to retry an unreachable backend before a request fails, as 5s; 0 for ever.
+    #[arg(long, value_name = "TIME", default_value = "5s", env = "DNPIPES_SERVE_TIMEOUT", value_parser = timeout)]
+    pub timeout: Timeout,
+}
+
 /// What is mounted where: `[SOURCE] MOUNTPOINT`.
 #[derive(Debug, Clone)]
 pub struct PlaceArgs {
@@ -118,8 +175,8 @@ struct PlaceWords {
     /// An empty directory.
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: OsString,
-    /// Where the messages live: memory: or sqlite:/path/file.db[?durability=full|process]. Default: the
-    /// store of this user, made on first use.
+    /// Where the messages live: memory:, sqlite:/path/file.db[?durability=full|process] or
+    /// http[s]://host:port/. Default: the store of this user, made on first use.
     #[arg(value_name = "SOURCE", env = "DNPIPES_SOURCE", hide_env_values = true)]
     source: Option<OsString>,
 }

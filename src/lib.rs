@@ -6,10 +6,11 @@
 //!
 //! The house, from the ground up; each floor uses those below it only:
 //!
-//! - [`error`], [`name`], [`selector`], [`message`]: the vocabulary.
+//! - [`error`], [`name`], [`selector`], [`message`]: the vocabulary; [`metrics`]: what is counted.
 //! - [`backend`]: where messages live. The docs of [`backend::Backend`] are the contract.
 //! - [`pipe`]: bytes to messages and back; the writing and the reading side of an open file.
 //! - [`fs`]: FUSE requests. Only this floor knows fuser and errnos.
+//! - [`gateway`]: HTTP requests. It and [`fs`] do not see each other.
 //! - [`run`], [`cli`]: the commands.
 
 #![warn(missing_docs)]
@@ -18,7 +19,9 @@ pub mod backend;
 pub mod cli;
 pub mod error;
 pub mod fs;
+pub mod gateway;
 pub mod message;
+pub mod metrics;
 pub mod name;
 pub mod pipe;
 pub mod run;

@@ -1,6 +1,7 @@
 //! Messages, batches, positions and the identity of a push.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -40,11 +41,43 @@ impl Position {
     pub fn seq(self) -> u64 {
         self.seq
     }
+
+    /// The greatest position before this one; `MIN` has none and gives itself.
+    pub fn before(self) -> Self {
+        match (self.epoch, self.seq) {
+            (0, 0) => Position::MIN,
+            (epoch, 0) => Position::new(epoch - 1, u64::MAX),
+            (epoch, seq) => Position::new(epoch, seq - 1),
+        }
+    }
 }
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.epoch, self.seq)
+    }
+}
+
+impl FromStr for Position {
+    type Err = Error;
+
+    /// What [`fmt::Display`] writes.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`].
+    fn from_str(text: &str) -> Result<Self> {
+        let number = |digits: &str| match digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            true => digits.parse().ok(),
+            false => None,
+        };
+        text.split_once('-')
+            .and_then(|(epoch, seq)| Some(Position::new(number(epoch)?, number(seq)?)))
+            .ok_or_else(|| {
+                Error::new(
+                    Kind::InvalidInput,
+                    format!("{text:?} is not a position, as 1-42"),
+                )
+            })
     }
 }
 
@@ -189,6 +222,29 @@ mod tests {
         assert!(Position::new(2, 0) > Position::new(1, u64::MAX));
         assert!(Position::new(1, 2) > Position::new(1, 1));
         assert!(Position::MIN < Position::new(0, 1) && Position::new(7, 7) < Position::MAX);
+    }
+
+    #[test]
+    fn a_position_comes_back_from_its_text() {
+        for position in [Position::MIN, Position::MAX, Position::new(3, 42)] {
+            assert_eq!(
+                position.to_string().parse::<Position>().expect("its text"),
+                position
+            );
+        }
+        for text in [
+            "",
+            "1",
+            "1-",
+            "-1",
+            "+1-2",
+            "1-2-3",
+            "1-18446744073709551616",
+        ] {
+            assert!(text.parse::<Position>().is_err(), "{text}");
+        }
+        assert_eq!(Position::new(1, 0).before(), Position::new(0, u64::MAX));
+        assert_eq!(Position::new(1, 5).before(), Position::new(1, 4));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a backend must do. The docs of [`Backend`] and [`Source`] are the contract; the conformance suite
 //! in `tests/conformance` holds every backend to them.
 
+pub mod http;
 pub mod memory;
 pub mod retry;
 pub mod sqlite;
@@ -177,5 +178,6 @@ pub fn open(url: &BackendUrl) -> Result<Arc<dyn Backend>> {
         BackendUrl::Sqlite { path, durability } => {
             Ok(Arc::new(sqlite::Sqlite::open(path, *durability)?))
         }
+        BackendUrl::Http(url) => Ok(Arc::new(http::Http::open(url)?)),
     }
 }

@@ -1,9 +1,11 @@
 //! Source URLs: `memory:[?limit=BYTES]` and `sqlite:/path/file.db[?durability=full|process]`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::http::HttpUrl;
 use super::sqlite::Durability;
 use crate::error::{Error, Kind, Result};
 
@@ -25,6 +27,8 @@ pub enum BackendUrl {
         /// What an acknowledged push survives.
         durability: Durability,
     },
+    /// Messages live behind a gateway (`dnpipes serve`).
+    Http(HttpUrl),
 }
 
 impl FromStr for BackendUrl {
@@ -33,11 +37,13 @@ impl FromStr for BackendUrl {
     /// # Errors
     /// [`Kind::InvalidInput`] for an unknown scheme, key or value.
     fn from_str(text: &str) -> Result<Self> {
+        let shown = without_secret(text);
         let refuse =
-            |why: String| Error::new(Kind::InvalidInput, format!("source {text:?}: {why}"));
+            |why: String| Error::new(Kind::InvalidInput, format!("source {shown:?}: {why}"));
         let Some((scheme, rest)) = text.split_once(':') else {
             return Err(refuse(
-                "it has no scheme; try sqlite:/path/file.db or memory:".to_owned(),
+                "it has no scheme; try sqlite:/path/file.db, https://host:7070/ or memory:"
+                    .to_owned(),
             ));
         };
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -82,10 +88,23 @@ impl FromStr for BackendUrl {
                     durability,
                 })
             }
+            "http" | "https" => HttpUrl::parse(text).map(BackendUrl::Http).map_err(refuse),
             _ => Err(refuse(format!(
-                "there is no backend {scheme:?}; there are: sqlite memory"
+                "there is no backend {scheme:?}; there are: sqlite memory http https"
             ))),
         }
+    }
+}
+
+/// The URL without what stands before the host's name.
+fn without_secret(text: &str) -> Cow<'_, str> {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return Cow::Borrowed(text);
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    match authority.rfind('@') {
+        Some(at) => Cow::Owned(format!("{scheme}://…{}", &rest[at..])),
+        None => Cow::Borrowed(text),
     }
 }
 
@@ -98,6 +117,7 @@ impl fmt::Display for BackendUrl {
         match self {
             BackendUrl::Memory { .. } => f.write_str("memory:"),
             BackendUrl::Sqlite { path, .. } => write!(f, "sqlite:{}", path.display()),
+            BackendUrl::Http(url) => url.fmt(f),
         }
     }
 }
@@ -121,6 +141,18 @@ mod tests {
                 durability: Durability::Process
             }
         );
+    }
+
+    #[test]
+    fn a_refused_url_shows_no_secret() {
+        for text in [
+            "https://u:s3cret@h/?x=1",
+            "ftp://s3cret@h/",
+            "http://:s3cret@/",
+        ] {
+            let error = text.parse::<BackendUrl>().expect_err(text);
+            assert!(!error.to_string().contains("s3cret"), "{error}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod client;
 mod daemon;
 pub mod logging;
 mod mount;
+mod serve;
 
 use std::env;
 use std::fs::DirBuilder;
@@ -33,6 +34,7 @@ pub enum Outcome {
 pub fn run(command: Command) -> Result<Outcome> {
     match command {
         Command::Mount(args) => mount::mount(*args),
+        Command::Serve(args) => serve::serve(args),
         Command::Push(args) => client::push(args),
         Command::Pull(args) => client::pull(args),
         Command::Reset(args) => client::reset(args),

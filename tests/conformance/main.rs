@@ -1,13 +1,18 @@
 //! One suite that every backend passes unchanged; a backend adds a line, and how to open it.
 
+#[path = "../support/gateway.rs"]
+mod gateway;
 mod suite;
 
 use std::sync::Arc;
 
 use dnpipes::backend::Backend;
+use dnpipes::backend::http::{Http, HttpUrl};
 use dnpipes::backend::memory::Memory;
 use dnpipes::backend::sqlite::{Durability, Sqlite};
 use tempfile::TempDir;
+
+use gateway::{Certificates, Gateway};
 
 /// A store of a test's own, and clients to it.
 trait Store: Send + Sync {
@@ -61,6 +66,47 @@ impl Store for SqliteProcessStore {
     }
 }
 
+/// The same stores behind a gateway of the test's own.
+struct HttpStore<const SQLITE: bool, const TLS: bool> {
+    gateway: Gateway,
+    certificates: Option<Certificates>,
+    _folder: TempDir,
+}
+
+impl<const SQLITE: bool, const TLS: bool> Store for HttpStore<SQLITE, TLS> {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let source = match SQLITE {
+            true => format!("sqlite:{}/pipes.db", folder.path().display()),
+            false => "memory:".to_owned(),
+        };
+        let certificates = TLS.then(Certificates::new);
+        let flags = certificates
+            .as_ref()
+            .map(Certificates::flags)
+            .unwrap_or_default();
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        HttpStore {
+            gateway: Gateway::start(&source, &flags),
+            certificates,
+            _folder: folder,
+        }
+    }
+
+    fn client(&self) -> Arc<dyn Backend> {
+        let mut url = self.gateway.url().to_owned();
+        if let Some(certificates) = &self.certificates {
+            url += &format!("?ca={}", certificates.ca().display());
+        }
+        let url = HttpUrl::parse(&url).expect("the gateway's URL");
+        Arc::new(Http::open(&url).expect("a client"))
+    }
+}
+
 suite::conformance!(memory, MemoryStore);
 suite::conformance!(sqlite, SqliteStore);
 suite::conformance!(sqlite_process, SqliteProcessStore);
+suite::conformance!(http_memory, HttpStore<false, false>);
+suite::conformance!(http_sqlite, HttpStore<true, false>);
+suite::conformance!(https_memory, HttpStore<false, true>);
+suite::conformance!(https_sqlite, HttpStore<true, true>);

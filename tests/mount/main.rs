@@ -1,5 +1,7 @@
 //! Real mounts, real programs.
 
+#[path = "../support/gateway.rs"]
+mod gateway;
 mod support;
 
 mod basics;
@@ -8,6 +10,7 @@ mod crash;
 mod metadata;
 mod reading;
 mod refusals;
+mod remote;
 mod sharing;
 mod signals;
 mod writing;

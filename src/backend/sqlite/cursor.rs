@@ -226,11 +226,10 @@ impl Source for Cursor {
     }
 
     fn floor(&self) -> Arc<dyn Floor> {
-        let resets = self.store.bell.resets();
         Arc::new(PipeFloor {
             store: Arc::clone(&self.store),
             pipe: self.pipe.clone(),
-            known: Mutex::new((resets, Position::MIN)),
+            known: Mutex::new((None, Position::MIN)),
         })
     }
 
@@ -256,7 +255,7 @@ impl Floor for PipeFloor {
     fn position(&self) -> Position {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let resets = self.store.bell.resets();
-        if resets.is_none() || known.0 != resets {
+        if known.0.is_none() || known.0 != resets {
             match self
                 .store
                 .read("looking", |connection| self.look(connection))

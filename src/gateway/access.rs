@@ -1,0 +1,283 @@
+//! Who may do what: bearer tokens (RFC 6750), each with its rights.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::Gateway;
+use super::problem::Failed;
+use crate::error::{Error, Kind, Result};
+use crate::name::PipeName;
+
+/// Shortest token, in bytes: what could be guessed is none.
+const SHORTEST: usize = 16;
+
+/// What a request wants to do with a pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Right {
+    /// Know that it is there.
+    Look,
+    Read,
+    Push,
+    /// Reset, remove.
+    Drop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rights {
+    Full,
+    Read,
+    Push,
+}
+
+/// What a caller may do.
+#[derive(Debug, Clone)]
+pub(super) struct Grant {
+    rights: Rights,
+    prefix: String,
+}
+
+impl Grant {
+    const ALL: Grant = Grant {
+        rights: Rights::Full,
+        prefix: String::new(),
+    };
+
+    /// Lets the caller do it, or not.
+    ///
+    /// # Errors
+    /// `Denied`.
+    pub(super) fn check(&self, right: Right, pipe: &PipeName) -> Result<()> {
+        let allowed = match self.rights {
+            Rights::Full => true,
+            Rights::Read => matches!(right, Right::Look | Right::Read),
+            Rights::Push => matches!(right, Right::Look | Right::Push),
+        };
+        if allowed && self.sees(pipe) {
+            return Ok(());
+        }
+        let what = match right {
+            Right::Look => "look at",
+            Right::Read => "read",
+            Right::Push => "push to",
+            Right::Drop => "reset or remove",
+        };
+        Err(Error::new(
+            Kind::Denied,
+            format!("the token does not allow to {what} {pipe}"),
+        ))
+    }
+
+    /// Whether the pipe is one of those that the token is for.
+    pub(super) fn sees(&self, pipe: &PipeName) -> bool {
+        pipe.as_str().starts_with(&self.prefix)
+    }
+
+    /// Whether the caller may look at things that concern all pipes.
+    ///
+    /// # Errors
+    /// `Denied`.
+    pub(super) fn check_all(&self) -> Result<()> {
+        match self.rights != Rights::Push && self.prefix.is_empty() {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Denied, "the token is not for all pipes")),
+        }
+    }
+}
+
+struct Token {
+    digest: [u8; 32],
+    grant: Grant,
+}
+
+/// The tokens; none lets everybody do everything.
+#[derive(Default)]
+pub struct Access {
+    tokens: Vec<Token>,
+}
+
+impl Access {
+    /// Everybody may do everything.
+    pub fn open() -> Self {
+        Access::default()
+    }
+
+    /// Reads tokens from a file: on each line a token, then `full` (the default), `read` or `push`, then a
+    /// prefix of the pipes' names it is for. Lines that begin with `#` are passed over.
+    ///
+    /// # Errors
+    /// `NotFound`, `Denied`, or `InvalidInput` with the line's number, never with its text.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::io(path.display().to_string(), error))?;
+        Access::parse(&text)
+            .map_err(|error| Error::new(error.kind(), format!("{}: {error}", path.display())))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let mut tokens = Vec::new();
+        for (line, number) in text.lines().zip(1..) {
+            let mut words = line.split_whitespace();
+            let Some(token) = words.next().filter(|token| !token.starts_with('#')) else {
+                continue;
+            };
+            let refuse = |why: &str| {
+                Err(Error::new(
+                    Kind::InvalidInput,
+                    format!("line {number}: {why}"),
+                ))
+            };
+            if token.len() < SHORTEST {
+                return refuse(&format!("a token has at least {SHORTEST} characters"));
+            }
+            let rights = match words.next() {
+                None | Some("full") => Rights::Full,
+                Some("read") => Rights::Read,
+                Some("push") => Rights::Push,
+                Some(_) => return refuse("behind the token stands full, read or push"),
+            };
+            let prefix = words.next().unwrap_or_default().to_owned();
+            if words.next().is_some() {
+                return refuse("there is a word too many");
+            }
+            tokens.push(Token {
+                digest: digest(token.as_bytes()),
+                grant: Grant { rights, prefix },
+            });
+        }
+        if tokens.is_empty() {
+            return Err(Error::new(Kind::InvalidInput, "there is no token in it"));
+        }
+        Ok(Access { tokens })
+    }
+
+    /// What the caller may do who sent these headers; `None` if he is not let in.
+    fn grant(&self, headers: &HeaderMap) -> Option<Grant> {
+        if self.tokens.is_empty() {
+            return Some(Grant::ALL);
+        }
+        let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+        let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+        if !scheme.eq_ignore_ascii_case(b"Bearer ") {
+            return None;
+        }
+        // Of the digests every one is compared to its end: time tells neither a token's beginning, nor its
+        // length, nor its place in the file.
+        let sent = digest(token);
+        let mut grant = None;
+        for token in &self.tokens {
+            if bool::from(token.digest.ct_eq(&sent)) {
+                grant = Some(token.grant.clone());
+            }
+        }
+        grant
+    }
+}
+
+fn digest(token: &[u8]) -> [u8; 32] {
+    Sha256::digest(token).into()
+}
+
+/// Lets in who may come in, and notes what he may do. That the gateway lives, and how to talk to it,
+/// everybody may know.
+pub(super) async fn admit(
+    State(gateway): State<Arc<Gateway>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let grant = match request.uri().path() {
+        "/healthz" | "/openapi.json" => Some(Grant::ALL),
+        _ => gateway.access().grant(request.headers()),
+    };
+    match grant {
+        Some(grant) => {
+            request.extensions_mut().insert(grant);
+            next.run(request).await
+        }
+        None => {
+            let error = Error::new(
+                Kind::Denied,
+                "a token is needed: Authorization: Bearer TOKEN",
+            );
+            let mut response = Failed::with(StatusCode::UNAUTHORIZED, error).into_response();
+            let challenge = HeaderValue::from_static("Bearer realm=\"dnpipes\"");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, challenge);
+            response
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "\
+# who\n\
+fullfullfullfull\n\
+readreadreadread read\n\n\
+pushpushpushpush push app-\n";
+
+    fn grant(value: &str) -> Option<Grant> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, value.parse().expect("a value"));
+        Access::parse(FILE).expect("legal").grant(&headers)
+    }
+
+    #[test]
+    fn each_token_has_its_rights() {
+        let (app, other) = (
+            PipeName::new("app-log").expect("a name"),
+            PipeName::new("other").expect("a name"),
+        );
+        let may = |grant: &Grant, right, pipe| grant.check(right, pipe).is_ok();
+        let full = grant("Bearer fullfullfullfull").expect("known");
+        assert!(may(&full, Right::Drop, &other) && full.check_all().is_ok());
+        let read = grant("bearer readreadreadread").expect("known");
+        assert!(may(&read, Right::Read, &other) && !may(&read, Right::Push, &other));
+        assert!(!may(&read, Right::Drop, &other));
+        let push = grant("Bearer pushpushpushpush").expect("known");
+        assert!(may(&push, Right::Push, &app) && !may(&push, Right::Push, &other));
+        assert!(!may(&push, Right::Read, &app) && push.check_all().is_err());
+    }
+
+    #[test]
+    fn nobody_else_is_let_in() {
+        for value in [
+            "Bearer x",
+            "Bearer ",
+            "fullfullfullfull",
+            "Basic fullfullfullfull",
+        ] {
+            assert!(grant(value).is_none(), "{value}");
+        }
+        assert!(
+            Access::parse(FILE)
+                .expect("legal")
+                .grant(&HeaderMap::new())
+                .is_none()
+        );
+        assert!(Access::open().grant(&HeaderMap::new()).is_some());
+    }
+
+    #[test]
+    fn a_bad_file_is_refused_without_telling_the_token() {
+        for text in [
+            "",
+            "# none\n",
+            "short\n",
+            "s3crets3crets3cret all\n",
+            "s3crets3crets3cret read a b\n",
+        ] {
+            let error = Access::parse(text).map(|_| ()).expect_err(text);
+            assert!(!error.to_string().contains("s3cret"), "{error}");
+        }
+    }
+}

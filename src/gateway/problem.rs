@@ -1,0 +1,90 @@
+//! Errors as documents (RFC 9457), the only place that knows their status codes.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::backend::http::wire::{PROBLEM, Problem};
+use crate::error::{Applied, Error, Kind};
+use crate::metrics;
+
+/// A request that failed.
+pub(super) struct Failed {
+    status: StatusCode,
+    error: Error,
+    /// Messages that were stored before.
+    stored: Option<u64>,
+}
+
+impl Failed {
+    /// A failure with a status of its own.
+    pub(super) fn with(status: StatusCode, error: Error) -> Self {
+        Failed {
+            status,
+            error,
+            stored: None,
+        }
+    }
+
+    /// Some of a streamed push was stored.
+    pub(super) fn after(error: Error, stored: u64) -> Self {
+        Failed {
+            stored: Some(stored),
+            ..error.into()
+        }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Failed::with(status(error.kind()), error)
+    }
+}
+
+fn status(kind: Kind) -> StatusCode {
+    match kind {
+        Kind::InvalidName | Kind::InvalidSelector | Kind::InvalidInput => StatusCode::BAD_REQUEST,
+        Kind::NotFound => StatusCode::NOT_FOUND,
+        Kind::AlreadyExists | Kind::Interrupted | Kind::WouldBlock => StatusCode::CONFLICT,
+        Kind::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+        Kind::Full => StatusCode::INSUFFICIENT_STORAGE,
+        Kind::Denied | Kind::NotAllowed | Kind::ReadOnly => StatusCode::FORBIDDEN,
+        Kind::Unsupported => StatusCode::NOT_IMPLEMENTED,
+        Kind::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+        Kind::Damaged | Kind::Io => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// The document for an error.
+pub(super) fn document(error: &Error) -> Vec<u8> {
+    // Strings and numbers always become JSON.
+    serde_json::to_vec(&Problem::new(error, status(error.kind()).as_u16())).unwrap_or_default()
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let Failed {
+            status,
+            error,
+            stored,
+        } = self;
+        if status.is_server_error() {
+            metrics::FAILED.add(1);
+            log::warn!("answering {}: {error}", status.as_u16());
+        } else {
+            metrics::REFUSED.add(1);
+            log::debug!("answering {}: {error}", status.as_u16());
+        }
+        let problem = Problem {
+            stored,
+            maybe_applied: error.applied() == Applied::Unknown,
+            ..Problem::new(&error, status.as_u16())
+        };
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let mut response = (status, body).into_response();
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM));
+        response
+    }
+}

@@ -1,0 +1,327 @@
+//! Messages out, as a stream: what is there, and with `follow` what comes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
+
+use super::Gateway;
+use super::access::Right;
+use super::frames::Format;
+use super::problem::{Failed, document};
+use super::routes::{Parameters, Pipe};
+use crate::backend::http::wire::{HEARTBEAT, Record};
+use crate::backend::{Backend, Floor, Limit, Source, Start};
+use crate::error::{Error, Kind, Result};
+use crate::message::{Message, Position};
+use crate::metrics;
+use crate::selector::Frame;
+
+/// Weight of messages that are fetched for one reader at a time.
+const FETCH: usize = 64 << 10;
+
+/// How often a waiting stream looks for resets that were made elsewhere.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The longest that `wait` may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Query {
+    frame: Option<String>,
+    follow: Option<String>,
+    from: Option<String>,
+    after: Option<String>,
+    before: Option<String>,
+    wait: Option<String>,
+    limit: Option<u64>,
+}
+
+fn refuse(why: impl Into<String>) -> Error {
+    Error::new(Kind::InvalidInput, why)
+}
+
+impl Query {
+    fn follow(&self) -> Result<bool> {
+        match self.follow.as_deref() {
+            None | Some("false" | "0") => Ok(false),
+            Some("" | "true" | "1") => Ok(true),
+            Some(other) => Err(refuse(format!("follow={other} is neither true nor false"))),
+        }
+    }
+
+    fn wait(&self) -> Result<Option<Duration>> {
+        let Some(text) = self.wait.as_deref() else {
+            return Ok(None);
+        };
+        let time = match text.parse() {
+            Ok(seconds) => Some(Duration::from_secs(seconds)),
+            Err(_) => humantime::parse_duration(text).ok(),
+        };
+        match time {
+            Some(time) if time <= LONGEST_WAIT => Ok(Some(time)),
+            _ => Err(refuse(format!(
+                "wait={text} is not a time of up to an hour, as 30s"
+            ))),
+        }
+    }
+
+    /// Opens the source where the query, or a browser that comes again, wants it to start.
+    async fn source(
+        &self,
+        backend: &dyn Backend,
+        pipe: &Pipe,
+        headers: &HeaderMap,
+    ) -> Result<Box<dyn Source>> {
+        let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+        let start = match (self.from.as_deref(), self.after.as_deref().or(seen)) {
+            (Some(_), Some(_)) if self.after.is_some() => {
+                return Err(refuse("from and after exclude each other"));
+            }
+            (_, Some(after)) => Start::After(after.parse()?),
+            (None | Some("oldest"), None) => Start::Oldest,
+            (Some("newest"), None) => {
+                let mut source = backend.subscribe(&pipe.name, Start::Oldest).await?;
+                Start::After(source.end().await?.before())
+            }
+            (Some(position), None) => Start::After(position.parse::<Position>()?.before()),
+        };
+        backend.subscribe(&pipe.name, start).await
+    }
+}
+
+pub(super) async fn pull(
+    State(gateway): State<Arc<Gateway>>,
+    pipe: Pipe,
+    Parameters(query): Parameters<Query>,
+    headers: HeaderMap,
+) -> Result<Response, Failed> {
+    pipe.check(Right::Read)?;
+    let format = Format::of_pull(query.frame.as_deref(), &headers)?;
+    let (follow, wait) = (query.follow()?, query.wait()?);
+    let before = query
+        .before
+        .as_deref()
+        .map(str::parse::<Position>)
+        .transpose()?;
+    if follow && (wait.is_some() || before.is_some()) {
+        return Err(refuse("follow goes with neither wait nor before").into());
+    }
+    // Browsers ask for events as long as their page is open.
+    let follow = follow || format == Format::Events && wait.is_none() && before.is_none();
+    if !follow && wait.is_none() && format != Format::Records {
+        // Who does not wait is told that there is nothing to wait for.
+        gateway.backend.stat(&pipe.name).await?;
+    }
+    let mut source = query.source(&*gateway.backend, &pipe, &headers).await?;
+    let until = match (follow, wait) {
+        (true, _) => Until::Ever,
+        (false, Some(wait)) => Until::Some(Instant::now() + wait),
+        // Pinned, so that it ends also where others push faster than this is read.
+        (false, None) => Until::Bound(source.end().await?.min(before.unwrap_or(Position::MAX))),
+    };
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let stream = Pull {
+        floor: source.floor(),
+        told: Position::MIN,
+        resets: gateway.resets.subscribe(),
+        ending: gateway.ending.subscribe(),
+        said: Instant::now(),
+        left: query.limit.unwrap_or(u64::MAX),
+        source,
+        format,
+        until,
+        look,
+        _reader: metrics::READERS.held(),
+    };
+    let body = stream::unfold(Some(stream), async |pull| {
+        let mut pull = pull?;
+        match pull.piece().await {
+            Ok(Some(piece)) => Some((Ok(piece), Some(pull))),
+            Ok(None) => pull.last_words().map(|piece| (Ok(piece), None)),
+            Err(error) => {
+                log::warn!("a pull ends: {error}");
+                Some((pull.failure(error), None))
+            }
+        }
+    });
+    let headers = [
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(format.content_type()),
+        ),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        // nginx hands on what comes when it comes.
+        (
+            header::HeaderName::from_static("x-accel-buffering"),
+            HeaderValue::from_static("no"),
+        ),
+    ];
+    Ok((headers, Body::from_stream(body)).into_response())
+}
+
+/// How long a pull goes on.
+enum Until {
+    Ever,
+    /// Everything before this position.
+    Bound(Position),
+    /// For the first message until then.
+    Some(Instant),
+}
+
+struct Pull {
+    source: Box<dyn Source>,
+    format: Format,
+    until: Until,
+    /// Messages that may still be sent.
+    left: u64,
+    floor: Arc<dyn Floor>,
+    /// The floor that the reader was told.
+    told: Position,
+    resets: watch::Receiver<u64>,
+    ending: watch::Receiver<bool>,
+    look: Interval,
+    /// When something was last sent.
+    said: Instant,
+    _reader: metrics::Held,
+}
+
+impl Pull {
+    /// The body's next piece; `None` at its end.
+    async fn piece(&mut self) -> Result<Option<Bytes>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let mut out = Vec::new();
+        match self.until {
+            Until::Bound(bound) => {
+                let messages = self.fetch(Some(bound)).await?;
+                if messages.is_empty() {
+                    return Ok(None);
+                }
+                self.put(messages, &mut out);
+            }
+            Until::Some(deadline) => {
+                let Ok(messages) = timeout_at(deadline, self.fetch(None)).await else {
+                    return Ok(None);
+                };
+                self.put(messages?, &mut out);
+                self.until = Until::Bound(self.source.end().await?);
+            }
+            Until::Ever => {
+                if !self.follow(&mut out).await? {
+                    return Ok(None);
+                }
+            }
+        }
+        self.said = Instant::now();
+        Ok(Some(out.into()))
+    }
+
+    async fn fetch(&mut self, before: Option<Position>) -> Result<Vec<Message>> {
+        let limit = Limit {
+            // A limit of one message does not fetch many.
+            max_bytes: if self.left == 1 { 1 } else { FETCH },
+            before,
+        };
+        self.source.next(limit).await
+    }
+
+    /// Waits until there is something to say; false if it is the end.
+    async fn follow(&mut self, out: &mut Vec<u8>) -> Result<bool> {
+        loop {
+            self.tell_floor(out);
+            if *self.ending.borrow() {
+                return Ok(false);
+            }
+            if !out.is_empty() {
+                return Ok(true);
+            }
+            let limit = Limit {
+                max_bytes: if self.left == 1 { 1 } else { FETCH },
+                before: None,
+            };
+            tokio::select! {
+                biased;
+                messages = self.source.next(limit) => {
+                    let messages = messages?;
+                    self.tell_floor(out);
+                    self.put(messages, out);
+                    return Ok(true);
+                }
+                _ = self.resets.changed() => {}
+                _ = self.ending.changed() => {}
+                _ = self.look.tick() => {
+                    if self.said.elapsed() >= Duration::from_secs(HEARTBEAT) {
+                        self.put_alive(out);
+                        self.said = Instant::now();
+                    }
+                }
+            }
+        }
+    }
+
+    fn put(&mut self, messages: Vec<Message>, out: &mut Vec<u8>) {
+        let sent = messages
+            .len()
+            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let mut bytes = 0;
+        for message in &messages[..sent] {
+            self.format.put(message, out);
+            bytes += message.data.len() as u64;
+        }
+        self.left -= sent as u64;
+        metrics::PULLED.add(sent as u64);
+        metrics::PULLED_BYTES.add(bytes);
+    }
+
+    /// Tells a reader who wants to know it of a reset.
+    fn tell_floor(&mut self, out: &mut Vec<u8>) {
+        let floor = self.floor.position();
+        if floor > self.told && self.format == Format::Records {
+            self.told = floor;
+            Record::put_floor(floor, out);
+        }
+    }
+
+    fn put_alive(&self, out: &mut Vec<u8>) {
+        match self.format {
+            Format::Records => Record::put_alive(out),
+            // A comment.
+            Format::Events => out.extend_from_slice(b":\n\n"),
+            Format::Framed(Frame::Line | Frame::Nul | Frame::File | Frame::Len) | Format::Json => {}
+        }
+    }
+
+    /// What tells a whole body from one that was cut. A stream that the gateway's end cuts has none: the
+    /// reader comes again.
+    fn last_words(&self) -> Option<Bytes> {
+        let complete = !matches!(self.until, Until::Ever) || self.left == 0;
+        if self.format != Format::Records || !complete {
+            return None;
+        }
+        let mut out = Vec::new();
+        Record::put_end(&mut out);
+        Some(out.into())
+    }
+
+    /// How the reader learns of a failure: by a record, or by a body that breaks off.
+    fn failure(&self, error: Error) -> Result<Bytes> {
+        if self.format != Format::Records {
+            return Err(error);
+        }
+        let mut out = Vec::new();
+        Record::put_failed(&document(&error), &mut out);
+        Ok(out.into())
+    }
+}

@@ -1,0 +1,227 @@
+//! The paths, and the answers that are not streams.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router, middleware};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::access::{Grant, Right, admit};
+use super::problem::Failed;
+use super::{Gateway, pull, push};
+use crate::backend::http::wire;
+use crate::backend::{Limit, Start};
+use crate::error::{Error, Kind, Result};
+use crate::message::Position;
+use crate::metrics;
+use crate::name::PipeName;
+
+/// What [`router`] answers, for programs: OpenAPI 3.1.
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// How long the backend may take to show that it lives.
+const HEALTHY: Duration = Duration::from_secs(2);
+
+pub(super) fn router(gateway: Arc<Gateway>) -> Router {
+    Router::new()
+        .route("/v1/pipes", get(list))
+        .route("/v1/pipes/{pipe}", get(stat).put(create).delete(remove))
+        .route(
+            "/v1/pipes/{pipe}/messages",
+            get(pull::pull)
+                .post(push::push)
+                .put(push::push)
+                .delete(reset),
+        )
+        .route("/v1/pipes/{pipe}/bounds", get(bounds))
+        .route("/v1/pipes/{pipe}/sync", post(sync))
+        .route("/healthz", get(health))
+        .route("/metrics", get(show_metrics))
+        .route("/openapi.json", get(openapi))
+        .fallback(nowhere)
+        .method_not_allowed_fallback(not_so)
+        .layer(middleware::from_fn_with_state(Arc::clone(&gateway), admit))
+        .with_state(gateway)
+}
+
+async fn nowhere() -> Failed {
+    let why = "there is nothing at this path; /openapi.json says what there is";
+    Error::new(Kind::NotFound, why).into()
+}
+
+async fn not_so() -> Failed {
+    let error = Error::new(Kind::NotAllowed, "this path has no such method");
+    Failed::with(StatusCode::METHOD_NOT_ALLOWED, error)
+}
+
+/// The pipe that a path names, and what the caller may do.
+pub(super) struct Pipe {
+    pub(super) name: PipeName,
+    grant: Grant,
+}
+
+impl Pipe {
+    /// Lets the caller do it, or not.
+    ///
+    /// # Errors
+    /// `Denied`.
+    pub(super) fn check(&self, right: Right) -> Result<()> {
+        self.grant.check(right, &self.name)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Pipe {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failed> {
+        let refuse = |why: PathRejection| Error::new(Kind::InvalidName, why.body_text());
+        let Path(name) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(refuse)?;
+        let grant = parts.extensions.get::<Grant>().cloned();
+        Ok(Pipe {
+            name: PipeName::new(&name)?,
+            grant: grant.ok_or_else(|| Error::new(Kind::Denied, "nobody has let this in"))?,
+        })
+    }
+}
+
+/// A query's parameters; unknown ones are refused.
+pub(super) struct Parameters<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failed> {
+        let refuse = |why: QueryRejection| Error::new(Kind::InvalidInput, why.body_text());
+        let Query(value) = Query::<T>::from_request_parts(parts, state)
+            .await
+            .map_err(refuse)?;
+        Ok(Parameters(value))
+    }
+}
+
+async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(grant): Extension<Grant>,
+) -> Result<Json<Vec<wire::Pipe>>, Failed> {
+    let pipes = gateway.backend.list().await?;
+    let seen = pipes.iter().filter(|(name, _)| grant.sees(name));
+    Ok(Json(
+        seen.map(|(name, info)| wire::Pipe::new(name, info))
+            .collect(),
+    ))
+}
+
+async fn stat(State(gateway): State<Arc<Gateway>>, pipe: Pipe) -> Result<Json<wire::Pipe>, Failed> {
+    pipe.check(Right::Look)?;
+    let info = gateway.backend.stat(&pipe.name).await?;
+    Ok(Json(wire::Pipe::new(&pipe.name, &info)))
+}
+
+async fn create(State(gateway): State<Arc<Gateway>>, pipe: Pipe) -> Result<StatusCode, Failed> {
+    pipe.check(Right::Push)?;
+    Ok(match gateway.backend.create(&pipe.name).await? {
+        true => StatusCode::CREATED,
+        false => StatusCode::NO_CONTENT,
+    })
+}
+
+async fn remove(
+    State(gateway): State<Arc<Gateway>>,
+    pipe: Pipe,
+) -> Result<Json<wire::Dropped>, Failed> {
+    pipe.check(Right::Drop)?;
+    gateway.backend.remove(&pipe.name).await?;
+    gateway.dropped(&pipe.name).await
+}
+
+async fn reset(
+    State(gateway): State<Arc<Gateway>>,
+    pipe: Pipe,
+) -> Result<Json<wire::Dropped>, Failed> {
+    pipe.check(Right::Drop)?;
+    gateway.backend.reset(&pipe.name).await?;
+    gateway.dropped(&pipe.name).await
+}
+
+impl Gateway {
+    /// Tells who follows that messages were dropped, and who dropped them up to where.
+    async fn dropped(&self, pipe: &PipeName) -> Result<Json<wire::Dropped>, Failed> {
+        metrics::RESETS.add(1);
+        self.resets.send_modify(|count| *count += 1);
+        let source = self.backend.subscribe(pipe, Start::Oldest).await?;
+        Ok(Json(wire::Dropped {
+            floor: source.floor().position(),
+        }))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Range {
+    after: Option<String>,
+    before: Option<String>,
+}
+
+async fn bounds(
+    State(gateway): State<Arc<Gateway>>,
+    pipe: Pipe,
+    Parameters(range): Parameters<Range>,
+) -> Result<Json<wire::Bounds>, Failed> {
+    pipe.check(Right::Look)?;
+    let position = |text: Option<&str>| text.map(str::parse::<Position>).transpose();
+    let start = match position(range.after.as_deref())? {
+        Some(after) => Start::After(after),
+        None => Start::Oldest,
+    };
+    let mut source = gateway.backend.subscribe(&pipe.name, start).await?;
+    let more = match position(range.before.as_deref())? {
+        None => false,
+        before => {
+            let one = Limit {
+                max_bytes: 1,
+                before,
+            };
+            !source.next(one).await?.is_empty()
+        }
+    };
+    Ok(Json(wire::Bounds {
+        end: source.end().await?,
+        floor: source.floor().position(),
+        more,
+    }))
+}
+
+async fn sync(State(gateway): State<Arc<Gateway>>, pipe: Pipe) -> Result<StatusCode, Failed> {
+    pipe.check(Right::Push)?;
+    gateway.backend.sync(&pipe.name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn health(State(gateway): State<Arc<Gateway>>) -> Result<&'static str, Failed> {
+    let any = PipeName::new("healthz")?;
+    match tokio::time::timeout(HEALTHY, gateway.backend.stat(&any)).await {
+        Ok(Ok(_)) => Ok("ok\n"),
+        Ok(Err(error)) if error.kind() == Kind::NotFound => Ok("ok\n"),
+        Ok(Err(error)) => Err(Failed::with(StatusCode::SERVICE_UNAVAILABLE, error)),
+        Err(_) => Err(Error::new(Kind::Unreachable, "the backend does not answer").into()),
+    }
+}
+
+async fn show_metrics(Extension(grant): Extension<Grant>) -> Result<impl IntoResponse, Failed> {
+    grant.check_all()?;
+    let headers = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    Ok((headers, metrics::text()))
+}
+
+async fn openapi() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI)
+}
