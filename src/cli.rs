@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::backend::BackendUrl;
 use crate::error::{Error, Kind, Result};
@@ -56,17 +58,15 @@ pub struct SourceArgs {
     pub source: Option<BackendUrl>,
 }
 
+const MOUNT_USAGE: &str = "dnpipes mount [OPTIONS] [SOURCE] <MOUNTPOINT>";
+
 /// `dnpipes mount`.
 #[derive(Debug, Clone, Args)]
-#[command(allow_missing_positional = true)]
+#[command(override_usage = MOUNT_USAGE)]
 pub struct MountArgs {
-    /// Where the messages live: memory:, sqlite:/path/file.db[?durability=full|process] or
-    /// http[s]://host:port/. Default: the store of this user, made on first use.
-    #[arg(value_name = "SOURCE", env = "DNPIPES_SOURCE", hide_env_values = true)]
-    pub source: Option<BackendUrl>,
-    /// An empty directory.
-    #[arg(value_name = "MOUNTPOINT", required = true)]
-    pub mountpoint: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub place: PlaceArgs,
     /// Go to the background; returns once the mount answers.
     #[arg(long, env = "DNPIPES_DAEMON", value_parser = FalseyValueParser::new())]
     pub daemon: bool,
@@ -79,7 +79,7 @@ pub struct MountArgs {
     /// How long to retry an unreachable backend, as 30s or 5m; 0 for ever.
     #[arg(long, value_name = "TIME", default_value = "30s", env = "DNPIPES_TIMEOUT", value_parser = timeout)]
     pub timeout: Timeout,
-    /// Longest message, in bytes or with KiB, MiB, GiB.
+    /// Longest message, in bytes or with KiB, MiB, GiB; less than 4GiB.
     #[arg(long, value_name = "SIZE", default_value = "16MiB", env = "DNPIPES_MAX_MESSAGE_SIZE", value_parser = size)]
     pub max_message_size: usize,
     /// Let rm remove a pipe, for everyone.
@@ -157,6 +157,72 @@ pub struct ServeArgs {
     /// How long to retry an unreachable backend before a request fails, as 5s; 0 for ever.
     #[arg(long, value_name = "TIME", default_value = "5s", env = "DNPIPES_SERVE_TIMEOUT", value_parser = timeout)]
     pub timeout: Timeout,
+}
+
+/// What is mounted where: `[SOURCE] MOUNTPOINT`.
+#[derive(Debug, Clone)]
+pub struct PlaceArgs {
+    /// Where the messages live.
+    pub source: Option<BackendUrl>,
+    /// The directory.
+    pub mountpoint: PathBuf,
+}
+
+/// The same as clap can take it: the first word is always there. Its `allow_missing_positional` would miss the
+/// source before `--`, and before an option.
+#[derive(Args)]
+struct PlaceWords {
+    /// An empty directory.
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: OsString,
+    /// Where the messages live: memory:, sqlite:/path/file.db[?durability=full|process] or
+    /// http[s]://host:port/. Default: the store of this user, made on first use.
+    #[arg(value_name = "SOURCE", env = "DNPIPES_SOURCE", hide_env_values = true)]
+    source: Option<OsString>,
+}
+
+impl Args for PlaceArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        PlaceWords::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        PlaceWords::augment_args_for_update(command)
+    }
+}
+
+impl FromArgMatches for PlaceArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let two = matches.value_source("source") == Some(ValueSource::CommandLine);
+        let words = PlaceWords::from_arg_matches(matches)?;
+        let (source, mountpoint) = match words.source {
+            Some(second) if two => (Some(words.mountpoint), second),
+            source => (source, words.mountpoint),
+        };
+        if mountpoint.is_empty() {
+            return Err(refuse_places("the mountpoint is empty".to_owned()));
+        }
+        let source = source.map(|text| match text.to_str() {
+            Some(text) => text
+                .parse::<BackendUrl>()
+                .map_err(|error| refuse_places(error.to_string())),
+            None => Err(refuse_places(format!("source {text:?} is not UTF-8"))),
+        });
+        Ok(PlaceArgs {
+            source: source.transpose()?,
+            mountpoint: mountpoint.into(),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+fn refuse_places(why: String) -> clap::Error {
+    let mut command = clap::Command::new("mount").override_usage(MOUNT_USAGE);
+    clap::Error::raw(ErrorKind::ValueValidation, why).format(&mut command)
 }
 
 /// `dnpipes push`.
@@ -237,7 +303,7 @@ fn timeout(text: &str) -> Result<Timeout> {
     duration(text).map(|time| (!time.is_zero()).then_some(time))
 }
 
-/// A size as `4096`, `64KiB`, `16MiB`, `1GiB`.
+/// A size as `4096`, `64KiB`, `16MiB`, `1GiB`. The frame `len` tells a message's length in 32 bits.
 fn size(text: &str) -> Result<usize> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit: usize = match &text[digits.len()..] {
@@ -252,7 +318,10 @@ fn size(text: &str) -> Result<usize> {
         .map_err(|_| invalid(text, "a size, as 4096, 64KiB or 16MiB"))?;
     match number.checked_mul(unit) {
         Some(bytes @ 1..) if bytes <= u32::MAX as usize => Ok(bytes),
-        _ => Err(invalid(text, "a size from 1 byte to 4 GiB")),
+        _ => Err(invalid(
+            text,
+            "a size from 1 byte to less than 4GiB: at most 4294967295 bytes",
+        )),
     }
 }
 
@@ -264,10 +333,10 @@ fn file_mode(text: &str) -> Result<u16> {
 }
 
 /// What mount(8) and fstab(5) may pass on that has no meaning here.
-const IGNORED: [&str; 20] = [
-    "defaults", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail",
-    "_netdev", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "relatime",
-];
+const IGNORED: &str = "defaults rw auto noauto user nouser users nousers owner noowner group nogroup \
+    nofail _netdev suid nosuid dev nodev exec noexec atime noatime diratime nodiratime relatime norelatime \
+    strictatime nostrictatime lazytime nolazytime sync async dirsync silent loud symfollow nosymfollow \
+    iversion noiversion mand nomand";
 
 impl MountArgs {
     /// Applies the `-o` options.
@@ -296,8 +365,10 @@ impl MountArgs {
             ("uid", value) => self.uid = Some(number(value)?),
             ("gid", value) => self.gid = Some(number(value)?),
             ("file_mode", value) => self.file_mode = file_mode(value)?,
-            (word, "") if IGNORED.contains(&word) => {}
-            (word, _) if word.starts_with("x-") || word == "comment" => {}
+            (word, "") if IGNORED.split(' ').any(|known| known == word) => {}
+            // mount(8) says which user it was.
+            ("comment" | "user", _) => {}
+            (word, _) if word.starts_with("x-") || word.starts_with("X-") => {}
             _ => return Err(invalid(option, "an option of -o")),
         }
         Ok(())
@@ -318,10 +389,48 @@ mod tests {
 
     #[test]
     fn the_source_may_be_left_out() {
-        let args = mount(&["/mnt"]);
-        assert_eq!((args.source, args.mountpoint), (None, "/mnt".into()));
-        let args = mount(&["memory:", "/mnt"]);
-        assert!(args.source.is_some());
+        let place = mount(&["/mnt"]).place;
+        assert_eq!((place.source, place.mountpoint), (None, "/mnt".into()));
+        let place = mount(&["memory:", "/mnt"]).place;
+        assert!(place.source.is_some());
+    }
+
+    #[test]
+    fn the_places_may_stand_anywhere_among_the_options() {
+        for args in [
+            &["--", "memory:", "/mnt"][..],
+            &["memory:", "--", "/mnt"],
+            &["memory:", "/mnt", "--"],
+            &["--read-only", "-o", "mode=follow", "--", "memory:", "/mnt"],
+            &["memory:", "--read-only", "/mnt"],
+            &["memory:", "-o", "ro", "--", "/mnt"],
+        ] {
+            let args = mount(args);
+            assert!(args.place.source.is_some(), "{args:?}");
+            assert_eq!(args.place.mountpoint, PathBuf::from("/mnt"), "{args:?}");
+        }
+        for (args, mountpoint) in [
+            (&["--", "/mnt"][..], "/mnt"),
+            (&["--read-only", "--", "/mnt"], "/mnt"),
+            (&["--", "-dash"], "-dash"),
+        ] {
+            let args = mount(args);
+            assert!(args.place.source.is_none(), "{args:?}");
+            assert_eq!(args.place.mountpoint, PathBuf::from(mountpoint), "{args:?}");
+        }
+        for args in [
+            &[][..],
+            &["--"],
+            &[""],
+            &["memory:", ""],
+            &["--", "bogus:", "/mnt"],
+            &["memory:", "/mnt", "/more"],
+            &["memory:", "--", "/mnt", "/more"],
+            &["--", "memory:", "/mnt", "/more"],
+        ] {
+            let parsed = Cli::try_parse_from(["dnpipes", "mount"].iter().chain(args));
+            assert_eq!(parsed.expect_err("refused").exit_code(), 2, "{args:?}");
+        }
     }
 
     #[test]
@@ -332,7 +441,7 @@ mod tests {
             "-o",
             "ro,allow_other,mode=follow,frame=nul",
             "-o",
-            "timeout=0,max_message_size=64KiB,uid=7,gid=8,file_mode=600,nofail,x-systemd.automount",
+            "timeout=0,max_message_size=64KiB,uid=7,gid=8,file_mode=600",
         ]);
         args.apply_options().expect("legal");
         assert!(args.read_only && args.allow_other && !args.allow_delete);
@@ -342,6 +451,24 @@ mod tests {
             (args.uid, args.gid, args.file_mode),
             (Some(7), Some(8), 0o600)
         );
+    }
+
+    #[test]
+    fn what_fstab_may_say_of_any_file_system_changes_nothing() {
+        let plain = format!("{:?}", mount(&["memory:", "/mnt"]));
+        for option in [
+            // What mount(8) passes on to a helper, and what somebody may copy from fstab(5).
+            "rw,noexec,nosuid,nodev,user,nofail,_netdev",
+            "rw,exec,suid,dev,user=somebody",
+            "defaults,auto,noauto,nouser,users,nousers,owner,noowner,group,nogroup",
+            "atime,noatime,diratime,nodiratime,relatime,norelatime,strictatime,nostrictatime",
+            "sync,async,dirsync,lazytime,nolazytime,silent,loud,symfollow,nosymfollow",
+            "iversion,noiversion,mand,nomand,x-systemd.automount,X-mount.mkdir,comment=words",
+        ] {
+            let mut args = mount(&["memory:", "/mnt", "-o", option]);
+            args.apply_options().expect(option);
+            assert_eq!(format!("{args:?}"), plain, "{option}");
+        }
     }
 
     #[test]
@@ -380,5 +507,14 @@ mod tests {
         );
         assert_eq!(size("16MiB").expect("16MiB"), 16 << 20);
         assert_eq!(size("1").expect("1"), 1);
+        // The greatest length that the frame `len` can tell, and what is said of the next.
+        let most = u32::MAX as usize;
+        assert_eq!(size(&most.to_string()).expect("the most"), most);
+        let least = (most + 1).to_string();
+        for over in ["4GiB", &least, "99999999999GiB"] {
+            let refused = size(over).expect_err(over).to_string();
+            assert!(refused.contains("less than 4GiB"), "{refused}");
+            assert!(refused.contains("4294967295"), "{refused}");
+        }
     }
 }

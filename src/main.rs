@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use dnpipes::cli::Cli;
-use dnpipes::run::{Outcome, run};
+use dnpipes::run::{Outcome, logging, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    env_logger::Builder::from_env(env_logger::Env::new().filter_or("DNPIPES_LOG", "warn")).init();
+    logging::start();
     match run(cli.command) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::GotNothing) => ExitCode::from(3),

@@ -290,9 +290,32 @@ impl Mount {
     }
 }
 
+/// Whether fuser's complaint is of an answer that the kernel does not take, because it has forgotten the
+/// request (ENOENT). That is every-day at the end of a mount: the kernel tells of the last close, does not wait
+/// for the answer, and takes the mount away meanwhile.
+pub fn is_late_answer(complaint: &log::Record<'_>) -> bool {
+    complaint.target() == "fuser::reply" && complaint.args().to_string().ends_with("(os error 2)")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_an_answer_that_came_too_late_is_one() {
+        let late = |target, error| {
+            let error = io::Error::from_raw_os_error(error);
+            is_late_answer(
+                &log::Record::builder()
+                    .target(target)
+                    .args(format_args!("Failed to send FUSE reply: {error}"))
+                    .build(),
+            )
+        };
+        assert!(late("fuser::reply", libc::ENOENT));
+        assert!(!late("fuser::reply", libc::EINVAL));
+        assert!(!late("dnpipes::fs::errno", libc::ENOENT));
+    }
 
     #[test]
     fn mountinfo_is_unescaped() {

@@ -69,7 +69,8 @@ impl Writer {
 
     /// Takes the next piece of `owner`'s stream and pushes the messages that end in it. Returns the bytes
     /// taken, once all of those messages are acknowledged: fewer than given where a message is over the
-    /// limit. `continued` says that the piece is a later part of one write(2).
+    /// limit, or the unfinished lines of all owners together are. `continued` says that the piece is a later
+    /// part of one write(2).
     ///
     /// Dropping the future leaves the stream as it was; the push under way may still arrive.
     ///
@@ -77,19 +78,23 @@ impl Writer {
     /// As for [`Backend::push`]; nothing of the piece is kept then.
     pub async fn write(&self, owner: u64, piece: Bytes, continued: bool) -> Result<usize> {
         let mut state = self.state.lock().await;
-        let kept: usize = state
-            .streams
-            .values()
-            .map(|stream| stream.decoder.kept())
-            .sum();
-        if kept + piece.len() > self.limit.saturating_mul(2).max(4 << 20) {
-            return Err(self.named(Error::new(
-                Kind::TooLong,
-                format!("the unfinished lines of several processes reach {kept} bytes together"),
-            )));
-        }
+        let all = state.streams.values();
+        let kept: usize = all.map(|stream| stream.decoder.kept()).sum();
         let stream = self.stream(&mut state, owner);
         let mut decoded = stream.decoder.decode(&piece);
+        // What ends in the piece need not be kept.
+        let ended = match decoded.whole {
+            0 => 0,
+            whole => stream.decoder.kept() + whole,
+        };
+        let keep = kept + piece.len() - ended;
+        if decoded.refused.is_none() && keep > self.limit.saturating_mul(2).max(4 << 20) {
+            // Like one over the limit, so that its stream goes on with the next line.
+            decoded.refused = Some(Error::new(
+                Kind::TooLong,
+                format!("the unfinished lines of several processes reach {keep} bytes together"),
+            ));
+        }
         let doubtful = stream.doubtful.take();
         stream.failed = true;
         if !decoded.messages.is_empty() {
@@ -185,5 +190,76 @@ impl Writer {
 
     fn named(&self, error: Error) -> Error {
         Error::new(error.kind(), format!("{}: {error}", self.pipe))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::memory::Memory;
+
+    const MIB: usize = 1 << 20;
+
+    /// A piece of a line.
+    fn part(bytes: usize) -> Bytes {
+        Bytes::from(vec![b'x'; bytes])
+    }
+
+    /// A writer to an empty pipe, and the messages and bytes that the pipe holds.
+    fn writer(frame: Frame, limit: usize) -> (Writer, impl AsyncFn() -> (u64, u64)) {
+        let backend: Arc<dyn Backend> = Arc::new(Memory::new(1 << 30));
+        let pipe = PipeName::new("topic").expect("legal");
+        let writer = Writer::new(Arc::clone(&backend), pipe.clone(), frame, limit);
+        (writer, async move || {
+            let info = backend.stat(&pipe).await;
+            info.map_or((0, 0), |info| (info.count, info.bytes.unwrap_or(0)))
+        })
+    }
+
+    #[tokio::test]
+    async fn no_fragment_of_a_line_is_pushed_for_which_others_left_no_room() {
+        for frame in [Frame::Line, Frame::Nul, Frame::File, Frame::Len] {
+            // Together they may keep 6 MiB.
+            let (writer, pushed) = writer(frame, 3 * MIB);
+            let begin = |bytes| match frame {
+                Frame::Len => Bytes::from([&[0, 44, 0, 0][..], &part(bytes - 4)].concat()),
+                _ => part(bytes),
+            };
+            for other in [1, 2] {
+                let taken = writer.write(other, begin(11 * MIB / 4), false).await;
+                assert_eq!(taken.expect("room"), 11 * MIB / 4, "{frame}");
+            }
+            writer.write(3, begin(MIB / 4), false).await.expect("room");
+            let refused = writer.write(3, part(3 * MIB / 4), false).await;
+            assert_eq!(refused.expect_err("no room").kind(), Kind::TooLong);
+            // Whoever does not care goes on with the line, which has a hole now.
+            let rest = writer.write(3, part(10), false).await;
+            assert_eq!(rest.expect_err("a hole").kind(), Kind::TooLong, "{frame}");
+            writer.close(3).await.expect("closed");
+            assert_eq!(pushed().await, (0, 0), "{frame}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_line_after_one_that_found_no_room_is_pushed() {
+        let (writer, pushed) = writer(Frame::Line, 3 * MIB);
+        for other in [1, 2] {
+            let taken = writer.write(other, part(11 * MIB / 4), false).await;
+            assert_eq!(taken.expect("room"), 11 * MIB / 4);
+        }
+        // What ends needs no room, also where the rest of the piece finds none.
+        writer.write(3, part(MIB / 4), false).await.expect("room");
+        let piece = Bytes::from([b"end\n", &part(3 * MIB / 4)[..]].concat());
+        let taken = writer.write(3, piece.clone(), false).await.expect("a line");
+        assert_eq!(taken, 4);
+        assert_eq!(pushed().await, (1, (MIB / 4 + 3) as u64));
+        let rest = writer.write(3, piece.slice(taken..), false).await;
+        assert_eq!(rest.expect_err("no room").kind(), Kind::TooLong);
+        let rest = writer.write(3, Bytes::from_static(b"end\n"), false).await;
+        assert_eq!(rest.expect_err("a hole").kind(), Kind::TooLong);
+        let next = writer.write(3, Bytes::from_static(b"next\n"), false).await;
+        assert_eq!(next.expect("whole"), 5);
+        writer.close(3).await.expect("closed");
+        assert_eq!(pushed().await, (2, (MIB / 4 + 3 + 4) as u64));
     }
 }

@@ -2,6 +2,7 @@
 
 mod client;
 mod daemon;
+pub mod logging;
 mod mount;
 mod serve;
 

@@ -55,7 +55,7 @@ struct Running {
 }
 
 fn start(args: MountArgs) -> Result<Running> {
-    let source = source_or_default(args.source)?;
+    let source = source_or_default(args.place.source)?;
     let backend = Retry::new(backend::open(&source)?, args.timeout);
     // Only now, so that a signal ends a program that is still waiting for its store; and before any thread
     // is started, so that every thread leaves them to the one that waits for them.
@@ -73,7 +73,7 @@ fn start(args: MountArgs) -> Result<Running> {
         file_mode: args.file_mode,
     };
     let place = Place {
-        mountpoint: args.mountpoint,
+        mountpoint: args.place.mountpoint,
         source: source.to_string(),
         read_only: args.read_only,
         allow_other: args.allow_other,

@@ -716,7 +716,35 @@ pub(crate) async fn a_dropped_push_is_stored_whole_or_not_at_all<S: Store>(store
 }
 
 pub(crate) async fn sync_returns<S: Store>(store: S) {
-    let client = store.client();
-    Pusher::new(Arc::clone(&client)).push(&["x"]).await;
+    let (client, other) = (store.client(), store.client());
+    // There is nothing to sync of a pipe that does not exist: any answer but a wait will do.
+    if let Err(error) = client.sync(&topic()).await {
+        assert_eq!(error.kind(), Kind::NotFound);
+    }
+    assert!(client.list().await.expect("a list").is_empty());
+    let mut pusher = Pusher::new(Arc::clone(&client));
+    pusher.push(&["a", "b"]).await;
     client.sync(&topic()).await.expect("synced");
+    other.sync(&topic()).await.expect("synced by another");
+    assert_eq!(texts(&all(&other).await), ["a", "b"]);
+    // While others push, neither keeps the other up.
+    let pushing = tokio::spawn(async move {
+        for number in 0..100 {
+            pusher.push(&[number.to_string()]).await;
+        }
+    });
+    let mut syncs = 0;
+    while syncs < 10 || !pushing.is_finished() {
+        other.sync(&topic()).await.expect("synced meanwhile");
+        syncs += 1;
+        tokio::task::yield_now().await;
+    }
+    pushing.await.expect("the writer");
+    let expected = ["a", "b"].map(str::to_owned).into_iter();
+    let expected: Vec<String> = expected.chain((0..100).map(|n| n.to_string())).collect();
+    assert_eq!(texts(&all(&store.client()).await), expected);
+    // Nor does it bring back what a reset has dropped.
+    client.reset(&topic()).await.expect("reset");
+    client.sync(&topic()).await.expect("synced");
+    assert!(all(&store.client()).await.is_empty());
 }

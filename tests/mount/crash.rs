@@ -202,6 +202,27 @@ fn a_daemon_that_ends_gives_its_readers_end_of_file() {
     }
 }
 
+/// An ordinary end with many readers leaves no complaint in the log: the kernel takes the mount away while the
+/// daemon still answers the last closes, for which nobody waits.
+#[test]
+fn a_daemon_that_ends_complains_of_nothing() {
+    for _ in 0..8 {
+        let mut mount = Mount::memory(&[]);
+        mount.out("touch topic");
+        // Not in the mountpoint: the last file that is closed is the last use of the mount.
+        let topic = mount.file("topic@follow");
+        let mut readers: Vec<Running> = (0..16)
+            .map(|_| Running::start(Command::new("cat").arg(&topic)))
+            .collect();
+        readers.iter_mut().for_each(Running::wait_until_blocked);
+        assert_eq!(mount.stop().code(), Some(0), "{}", mount.log());
+        let log = mount.log();
+        for level in ["WARN", "ERROR"] {
+            assert!(!log.contains(level), "{log}");
+        }
+    }
+}
+
 /// "unterminated last line … pushed": also when the daemon ends while a writer has it open; and the mountpoint
 /// is free though the file is still open.
 #[test]

@@ -795,6 +795,28 @@ fn bad_selectors_are_not_there() {
     assert_eq!(mount.out("ls"), "T\n");
 }
 
+/// Look-ups of names that cannot be a pipe's are not logged, whatever follows an `@` in them: rsync and editors
+/// ask for many that start with a dot. A bad selector of a pipe is logged at each look-up.
+#[test]
+fn names_that_cannot_be_are_looked_up_in_silence() {
+    let mount = Mount::memory(&[]);
+    mount.out("echo a > topic");
+    let before = mount.log();
+    let said = mount.python(
+        r#"
+        for name in [b'.foo', b'.foo@bar', b'.topic.Xy12@x', b'.topic@x.Xy12', b'.@', b'@bar', b'.\xff@bar']:
+            print(why(os.stat, name), why(os.open, name, os.O_WRONLY), why(os.unlink, name))
+        "#,
+    );
+    assert_eq!(said, "ENOENT ENOENT ENOENT\n".repeat(7));
+    assert_eq!(mount.log(), before);
+    mount.python("\n        print(why(os.stat, 'topic@bogus'))");
+    let log = mount.log();
+    let told: Vec<&str> = log[before.len()..].lines().collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("topic@bogus"), "{told:?}");
+}
+
 /// A name that breaks the rules is EINVAL at create, with a log line that says which rule, and never there.
 #[test]
 fn bad_names_are_refused_at_create() {

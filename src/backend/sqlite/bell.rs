@@ -7,7 +7,9 @@
 //!   the other processes. Watching the write-ahead log instead would not do: its event comes before the
 //!   commit is visible.
 //! - **Resets**: counted in shared memory behind the slots, so that a reader sees at once, without a
-//!   system call, that what it holds may have been dropped.
+//!   system call, that what it holds may have been dropped. The number is odd from before the commit until
+//!   after it. A process that dies in between leaves it odd; then readers look each time, until somebody
+//!   who may write makes it even.
 
 use std::fs::File;
 use std::io;
@@ -34,7 +36,7 @@ const SLOT: usize = size_of::<u64>();
 /// What rings when a pipe is made; no pipe has this id.
 pub(super) const NEW_PIPE: u64 = 0;
 
-/// Numbers behind the slots: of resets, and of processes in which somebody waits.
+/// Numbers behind the slots: of resets, twice, and of processes in which somebody waits.
 const RESETS: usize = SLOTS;
 const LISTENERS: usize = SLOTS + 1;
 const MAPPED: usize = 2 * SLOTS * SLOT;
@@ -148,6 +150,21 @@ impl Drop for Waiter {
 /// The turn, until it is dropped.
 pub(super) struct Turn<'a>(&'a Bell);
 
+/// A reset, until it is dropped: with the number that it has made odd.
+pub(super) struct Resetting<'a>(&'a Bell, u64);
+
+impl Drop for Resetting<'_> {
+    fn drop(&mut self) {
+        let Resetting(bell, number) = *self;
+        let (order, failed) = (Ordering::SeqCst, Ordering::Relaxed);
+        // Fails where the next one has begun already: that one ends it.
+        let resets = bell.shared.number(RESETS);
+        resets
+            .compare_exchange(number, number + 1, order, failed)
+            .ok();
+    }
+}
+
 impl Bell {
     pub(super) fn open(path: PathBuf) -> Result<Self> {
         let context = || format!("opening {}", path.display());
@@ -190,14 +207,30 @@ impl Bell {
         }
     }
 
-    /// How many resets and removals there were; that the number has changed is what counts.
-    pub(super) fn resets(&self) -> u64 {
-        self.shared.number(RESETS).load(Ordering::Acquire)
+    /// A number that another reset or removal changes before it is committed; `None` while one may be under
+    /// way.
+    pub(super) fn resets(&self) -> Option<u64> {
+        let number = self.shared.number(RESETS).load(Ordering::SeqCst);
+        (number & 1 == 0).then_some(number)
     }
 
-    /// Tells all readers of all pipes, here and in other processes, that one was reset.
-    pub(super) fn count_reset(&self) {
-        self.shared.number(RESETS).fetch_add(1, Ordering::AcqRel);
+    /// Tells all readers of all pipes, here and in other processes, that one is being reset. To be called in
+    /// the transaction, and dropped after its end.
+    pub(super) fn reset(&self) -> Resetting<'_> {
+        let next = |number| number + 1 + (number & 1);
+        let resets = self.shared.number(RESETS);
+        let (Ok(before) | Err(before)) =
+            resets.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| Some(next(n)));
+        Resetting(self, next(before))
+    }
+
+    /// Ends what a process that died has left under way. To be called in a transaction: then nobody else is
+    /// in one.
+    pub(super) fn end_reset(&self) {
+        let number = self.shared.number(RESETS).load(Ordering::SeqCst);
+        if number & 1 == 1 {
+            drop(Resetting(self, number));
+        }
     }
 
     /// Tells everyone who waits for pipe `id`, here and in other processes.
@@ -388,9 +421,6 @@ mod tests {
             Bell::open(path.clone()).expect("one"),
             Bell::open(path).expect("two"),
         );
-        assert_eq!(one.resets(), two.resets());
-        one.count_reset();
-        assert_eq!(two.resets(), one.resets());
         let one = Arc::new(one);
         one.ring(5);
         assert!(two.changed().is_empty(), "nobody listens");
@@ -401,5 +431,43 @@ mod tests {
         assert!(one.changed().is_empty(), "it has told its own already");
         assert_eq!(two.changed(), [3, SLOTS - 1]);
         assert!(two.changed().is_empty());
+    }
+
+    #[test]
+    fn a_reset_is_told_before_it_is_done_and_also_by_who_died_in_it() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("bell");
+        let (one, two) = (
+            Bell::open(path.clone()).expect("one"),
+            Bell::open(path).expect("two"),
+        );
+        let mut seen = vec![two.resets().expect("none is under way")];
+        let mut changed = |resets: Option<u64>| {
+            let resets = resets.expect("none is under way");
+            assert!(!seen.contains(&resets));
+            seen.push(resets);
+        };
+        let reset = one.reset();
+        assert_eq!(two.resets(), None);
+        drop(reset);
+        changed(two.resets());
+        // Committed, but not yet counted, when the next one begins.
+        let first = one.reset();
+        let second = two.reset();
+        drop(first);
+        assert_eq!(one.resets(), None);
+        drop(second);
+        changed(one.resets());
+        // A process that dies drops nothing.
+        std::mem::forget(one.reset());
+        assert_eq!(two.resets(), None);
+        drop(two.reset());
+        changed(two.resets());
+        std::mem::forget(one.reset());
+        two.end_reset();
+        changed(two.resets());
+        let last = two.resets();
+        two.end_reset();
+        assert_eq!(two.resets(), last);
     }
 }

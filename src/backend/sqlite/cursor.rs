@@ -16,7 +16,7 @@ use crate::name::PipeName;
 pub(super) struct Cursor {
     store: Arc<Store>,
     pipe: PipeName,
-    /// The pipe at the last look, and the number of resets then.
+    /// The pipe at the last look, and [`bell::Bell::resets`] before it.
     row: Option<Log>,
     looked: Option<u64>,
     /// The incarnation, and the number of the next message to fetch.
@@ -59,17 +59,14 @@ impl Cursor {
         }
     }
 
-    /// Looks where the pipe starts now, unless no pipe was reset or removed since the last look.
+    /// Looks where the pipe starts now.
     fn look(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let resets = self.store.bell.resets();
-        if self.row.is_some() && self.looked == Some(resets) {
-            return Ok(());
-        }
+        // Before the look: what comes after it changes the number.
+        self.looked = self.store.bell.resets();
         self.row = connection
             .prepare_cached(Log::BY_NAME)?
             .query_row([self.pipe.as_str()], Log::from_row)
             .optional()?;
-        self.looked = Some(resets);
         let Some(log) = &self.row else {
             self.held.clear();
             return Ok(());
@@ -93,16 +90,7 @@ impl Cursor {
     }
 
     fn fetch(&mut self, limit: Limit) -> Result<Vec<Message>> {
-        let rows = self.fetch_rows(limit)?;
-        let gap = rows.first().is_some_and(|row| row.first() > self.next);
-        let rows = if gap {
-            // A process that died at once after a reset has not counted it.
-            self.looked = None;
-            self.fetch_rows(limit)?
-        } else {
-            rows
-        };
-        for row in rows {
+        for row in self.fetch_rows(limit)? {
             self.hold(row)?;
         }
         Ok(self.take(limit))
@@ -111,12 +99,30 @@ impl Cursor {
     fn fetch_rows(&mut self, limit: Limit) -> Result<Vec<Row>> {
         let store = Arc::clone(&self.store);
         store.read("reading", |connection| {
-            self.look(connection)?;
-            match &self.row {
-                Some(log) if self.held.is_empty() => rows(connection, log.keys(self.next), limit),
-                _ => Ok(Vec::new()),
+            if self.row.is_some() && self.is_current() {
+                let rows = self.rows(connection, limit)?;
+                // Still: then no other pipe has got the slot, and nothing was swept.
+                if self.is_current() {
+                    return Ok(rows);
+                }
             }
+            // Both of one moment.
+            let moment = connection.unchecked_transaction()?;
+            self.look(&moment)?;
+            self.rows(&moment, limit)
         })
+    }
+
+    /// Whether no pipe was reset or removed since the last look.
+    fn is_current(&self) -> bool {
+        self.looked.is_some() && self.looked == self.store.bell.resets()
+    }
+
+    fn rows(&self, connection: &Connection, limit: Limit) -> rusqlite::Result<Vec<Row>> {
+        match &self.row {
+            Some(log) if self.held.is_empty() => rows(connection, log.keys(self.next), limit),
+            _ => Ok(Vec::new()),
+        }
     }
 
     fn hold(&mut self, row: Row) -> Result<()> {
@@ -223,7 +229,7 @@ impl Source for Cursor {
         Arc::new(PipeFloor {
             store: Arc::clone(&self.store),
             pipe: self.pipe.clone(),
-            known: Mutex::default(),
+            known: Mutex::new((None, Position::MIN)),
         })
     }
 
@@ -241,34 +247,36 @@ impl Source for Cursor {
 struct PipeFloor {
     store: Arc<Store>,
     pipe: PipeName,
-    /// The number of resets at the last look, and what it found.
-    known: Mutex<Option<(u64, Position)>>,
+    /// [`bell::Bell::resets`] before the last look, and what it found.
+    known: Mutex<(Option<u64>, Position)>,
 }
 
 impl Floor for PipeFloor {
     fn position(&self) -> Position {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let resets = self.store.bell.resets();
-        if known.is_none_or(|(looked, _)| looked != resets) {
+        if known.0.is_none() || known.0 != resets {
             match self
                 .store
                 .read("looking", |connection| self.look(connection))
             {
-                Ok(floor) => *known = Some((resets, floor)),
+                Ok(floor) => *known = (resets, floor),
                 Err(error) => log::warn!("{error}"),
             }
         }
-        known.map_or(Position::MIN, |(_, floor)| floor)
+        known.1
     }
 }
 
 impl PipeFloor {
     fn look(&self, connection: &Connection) -> rusqlite::Result<Position> {
-        if let Some(log) = Log::find(connection, &self.pipe)? {
+        // All of one moment: it may be made again meanwhile.
+        let moment = connection.unchecked_transaction()?;
+        if let Some(log) = Log::find(&moment, &self.pipe)? {
             return Ok(Position::new(log.id, log.start));
         }
         // Removed: all that there was is gone. If it is made again, it gets a greater id.
-        let last = connection
+        let last = moment
             .query_row(
                 "SELECT seq FROM sqlite_sequence WHERE name = 'pipe'",
                 [],
@@ -276,5 +284,88 @@ impl PipeFloor {
             )
             .optional()?;
         Ok(Position::new(last.unwrap_or(0), u64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+    use crate::backend::sqlite::{Durability, Sqlite};
+    use crate::message::{Batch, Producer, PushId};
+
+    const NOW: Limit = Limit {
+        max_bytes: 1,
+        before: Some(Position::MAX),
+    };
+
+    fn open(folder: &tempfile::TempDir) -> Sqlite {
+        Sqlite::open(&folder.path().join("pipes.db"), Durability::Process).expect("a store")
+    }
+
+    async fn push(store: &Sqlite, pipe: &PipeName, messages: &[&str]) -> Position {
+        let id = PushId::first(Producer::random().expect("randomness"), 1);
+        let messages = messages.iter().map(|text| Bytes::from(text.to_string()));
+        let batch = Batch::new(messages.collect()).expect("not empty");
+        store.push(pipe, id, batch).await.expect("stored")
+    }
+
+    async fn next(source: &mut dyn Source) -> Vec<Bytes> {
+        let messages = source.next(NOW).await.expect("messages");
+        messages.into_iter().map(|message| message.data).collect()
+    }
+
+    /// Does what a reset or a removal does, up to where the process is killed: its change is committed. The
+    /// reader looks once in the middle, when the change is told of but not there yet.
+    fn die_after(store: &Sqlite, change: &str, reader: &dyn Floor) {
+        let connection = Connection::open(&store.store.path).expect("a connection");
+        connection.execute_batch("BEGIN IMMEDIATE").expect("begun");
+        std::mem::forget(store.store.bell.reset());
+        reader.position();
+        connection.execute_batch(change).expect("changed");
+        connection.execute_batch("COMMIT").expect("committed");
+    }
+
+    const RESET: &str = "UPDATE pipe SET start = start + 3, start_total = start_total + 3";
+
+    #[tokio::test]
+    async fn the_reset_of_a_process_that_died_is_seen_by_open_readers() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (reader, other) = (open(&folder), open(&folder));
+        let pipe = PipeName::new("topic").expect("legal");
+        let last = push(&reader, &pipe, &["a", "b", "c"]).await;
+        let mut source = reader
+            .subscribe(&pipe, Start::Oldest)
+            .await
+            .expect("source");
+        let floor = source.floor();
+        assert_eq!(next(&mut *source).await, ["a"]);
+        assert!(floor.position() < last);
+        die_after(&other, RESET, &*floor);
+        assert!(floor.position() > last);
+        assert!(next(&mut *source).await.is_empty());
+        push(&other, &pipe, &["d"]).await;
+        assert_eq!(next(&mut *source).await, ["d"]);
+    }
+
+    #[tokio::test]
+    async fn the_removal_of_a_process_that_died_gives_no_reader_another_pipes_messages() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (reader, other) = (open(&folder), open(&folder));
+        let [pipe, another] = ["topic", "another"].map(|name| PipeName::new(name).expect("legal"));
+        let last = push(&reader, &pipe, &["a"]).await;
+        let mut source = reader
+            .subscribe(&pipe, Start::Oldest)
+            .await
+            .expect("source");
+        let floor = source.floor();
+        assert_eq!(next(&mut *source).await, ["a"]);
+        die_after(&other, "DELETE FROM pipe", &*floor);
+        // It gets the slot of the one that is gone, behind whose messages its own begin.
+        push(&other, &another, &["b"]).await;
+        assert!(next(&mut *source).await.is_empty());
+        assert!(floor.position() > last);
+        push(&other, &pipe, &["c"]).await;
+        assert_eq!(next(&mut *source).await, ["c"]);
     }
 }

@@ -270,6 +270,7 @@ impl Store {
     }
 
     fn store(&self, changes: Changes<'_>, jobs: &[Job]) -> Result<Vec<Stored>> {
+        self.bell.end_reset();
         let now = micros_from_time(SystemTime::now());
         let stored = jobs
             .iter()
@@ -347,6 +348,7 @@ impl Store {
         wanted: &Wanted,
         change: impl FnOnce(&Connection, &Log) -> rusqlite::Result<usize>,
     ) -> Result<()> {
+        let mut resetting = None;
         let dropped = self.change(
             what,
             || wanted.still(),
@@ -354,13 +356,15 @@ impl Store {
                 let Some(log) = Log::find(connection, pipe)? else {
                     return Ok(None);
                 };
+                resetting = Some(self.bell.reset());
                 change(connection, &log)?;
                 rows::discard(connection, log.slot, log.next() - 1)?;
                 Ok(Some(log.id))
             },
-        )?;
-        let id = dropped.ok_or_else(|| not_found(pipe))?;
-        self.bell.count_reset();
+        );
+        // Committed or not.
+        drop(resetting);
+        let id = dropped?.ok_or_else(|| not_found(pipe))?;
         self.bell.ring(id);
         Ok(())
     }
