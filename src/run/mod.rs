@@ -51,6 +51,28 @@ fn runtime(threads: usize) -> Result<Runtime> {
         .map_err(|error| Error::io("starting the runtime", error))
 }
 
+/// Lets this process have as many open files as the system allows it: each reader of a gateway is a
+/// connection.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` outlives both calls.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0
+        }
+    };
+    if !raised {
+        log::info!(
+            "the limit of open files stays: {}",
+            std::io::Error::last_os_error()
+        );
+    }
+}
+
 /// The source that was named, or this user's store; its directory is made on first use.
 fn source_or_default(source: Option<BackendUrl>) -> Result<BackendUrl> {
     if let Some(source) = source {

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use super::daemon::{self, Side, Starter};
-use super::{Outcome, runtime, source_or_default};
+use super::{Outcome, raise_file_limit, runtime, source_or_default};
 use crate::backend::{self, retry::Retry};
 use crate::cli::MountArgs;
 use crate::error::{Error, Result};
@@ -56,6 +56,7 @@ struct Running {
 
 fn start(args: MountArgs) -> Result<Running> {
     let source = source_or_default(args.place.source)?;
+    raise_file_limit();
     let backend = Retry::new(backend::open(&source)?, args.timeout);
     // Only now, so that a signal ends a program that is still waiting for its store; and before any thread
     // is started, so that every thread leaves them to the one that waits for them.

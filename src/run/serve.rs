@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Outcome, runtime, source_or_default};
+use super::{Outcome, raise_file_limit, runtime, source_or_default};
 use crate::backend::{self, retry::Retry};
 use crate::cli::ServeArgs;
 use crate::error::{Error, Kind, Result};
@@ -34,6 +34,7 @@ pub(super) fn serve(args: ServeArgs) -> Result<Outcome> {
     let tls = tls_files(&args);
     let config = tls.as_ref().map(tls::Files::load).transpose()?;
     let source = source_or_default(args.source.clone())?;
+    raise_file_limit();
     let threads = std::thread::available_parallelism().map_or(THREADS, |n| n.get().max(THREADS));
     let runtime = runtime(threads)?;
     let outcome = runtime.block_on(async {

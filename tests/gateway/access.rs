@@ -205,3 +205,19 @@ fn a_secret_shows_neither_in_errors_nor_in_the_log_nor_among_the_processes() {
     let process = fs::read(format!("/proc/{}/cmdline", gateway.pid())).expect("its arguments");
     assert!(!String::from_utf8_lossy(&process).contains("everything-"));
 }
+
+#[test]
+fn one_connection_too_many_waits_until_there_is_room() {
+    let gateway = Gateway::start("memory:", &["--max-connections", "2"]);
+    let messages = format!("{}v1/pipes/topic/messages", gateway.url());
+    get(&messages, &["-d", "one"]);
+    let mut followers: Vec<Curl> = (0..2)
+        .map(|_| Curl::start(&[&format!("{messages}?follow")]))
+        .collect();
+    for follower in &mut followers {
+        assert_eq!(follower.line(), "one");
+    }
+    assert_eq!(curl(&["-m", "0.3", &messages]).0, 0, "there is no room");
+    followers.pop();
+    assert_eq!(get(&messages, &[]), "one\n");
+}

@@ -24,8 +24,9 @@ const CACHE_KIB: u32 = 4096;
 /// Transactions that a caller leads for others before the blocking threads take over.
 const ROUNDS: usize = 4;
 
-/// How long a foreign program may keep SQLite's lock before the store counts as unreachable.
-const BUSY: Duration = Duration::from_millis(200);
+/// How long another may keep SQLite's lock before the store counts as unreachable: longer than a transaction
+/// that is under way takes on a disk with much to do.
+const BUSY: Duration = Duration::from_secs(2);
 
 /// Room that a row takes beside its messages, at most, in bytes.
 const ROW: u64 = 16 << 10;
@@ -228,6 +229,9 @@ impl Store {
                         return Err(error);
                     }
                 }
+            }
+            if !wanted() {
+                return Ok(None);
             }
             // Who has the turn is next: only the transaction that is under way stands before.
             pause.rest();
