@@ -189,6 +189,7 @@ impl Backend for Memory {
         Caps {
             name: "memory",
             durable: false,
+            remote: false,
             max_message: usize::MAX,
         }
     }
