@@ -90,11 +90,11 @@ fn a_body_is_pushed_and_printed() {
     let messages = format!("{pipes}/topic/messages");
     assert_eq!(
         get(&messages, &["-d", "hello"]),
-        r#"{"position":"0-1","count":1}"#
+        "{\"position\":\"0-1\",\"count\":1}\n"
     );
     assert_eq!(
         get(&messages, &["--data-binary", "two\n\nthree"]),
-        r#"{"position":"0-4","count":3}"#
+        "{\"position\":\"0-4\",\"count\":3}\n"
     );
     assert_eq!(get(&messages, &[]), "hello\ntwo\n\nthree\n");
     assert_eq!(
@@ -132,7 +132,7 @@ fn bodies_come_in_every_frame() {
         "a\nb\0c\nd\0e\0f\0"
     );
     // An empty body is no message.
-    assert_eq!(push("line", ""), r#"{"position":null,"count":0}"#);
+    assert_eq!(push("line", ""), "{\"position\":null,\"count\":0}\n");
 }
 
 #[test]
@@ -147,12 +147,12 @@ fn pipes_are_made_reset_and_removed() {
     get(&format!("{pipe}/messages"), &["-d", "x"]);
     assert_eq!(
         get(&format!("{pipe}/messages"), &["-X", "DELETE"]),
-        r#"{"floor":"0-2"}"#
+        "{\"floor\":\"0-2\"}\n"
     );
     assert_eq!(get(&format!("{pipe}/messages"), &[]), "");
     assert_eq!(curl(&["-X", "POST", &format!("{pipe}/sync")]).0, 204);
     assert_eq!(curl(&["-X", "DELETE", &pipe]).0, 200);
-    assert_eq!(get(&pipes, &[]), "[]");
+    assert_eq!(get(&pipes, &[]), "[]\n");
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn errors_are_documents_that_say_what_is_wrong() {
         let problem: serde_json::Value = serde_json::from_str(&body).expect("a document");
         assert_eq!(problem["status"], code);
     }
-    assert_eq!(get(&pipes, &[]), "[]", "nothing was made");
+    assert_eq!(get(&pipes, &[]), "[]\n", "nothing was made");
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn a_streamed_upload_is_pushed_line_by_line() {
     let (answer, code) = upload.finish();
     assert_eq!(
         (answer.as_str(), code),
-        (r#"{"position":"0-4","count":4}"#, Some(0))
+        ("{\"position\":\"0-4\",\"count\":4}\n", Some(0))
     );
     assert_eq!(follower.line(), "the rest");
 }
