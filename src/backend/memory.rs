@@ -204,7 +204,7 @@ impl Backend for Memory {
                 pipe: pipe.clone(),
                 next: match start {
                     Start::Oldest => 0,
-                    Start::After(position) => position.seq() + 1,
+                    Start::After(position) => position.seq().saturating_add(1),
                 },
             }) as Box<dyn Source>)
         })
