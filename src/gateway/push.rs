@@ -8,11 +8,11 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde::Deserialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::Gateway;
 use super::access::Right;
@@ -119,12 +119,10 @@ impl Incoming<'_> {
         let mut body = pin!(body);
         let mut all = BytesMut::new();
         loop {
-            let slowest = since + SILENCE + Duration::from_secs(all.len() as u64 / SLOWEST);
             let frame = tokio::time::timeout(SILENCE, body.frame());
-            let Ok(Ok(frame)) = tokio::time::timeout_at(slowest, frame).await else {
-                let status = axum::http::StatusCode::REQUEST_TIMEOUT;
-                let error = Error::new(Kind::Unreachable, "the body comes too slowly");
-                return Err(Failed::with(status, error));
+            let latest = since + slowest(all.len());
+            let Ok(Ok(frame)) = tokio::time::timeout_at(latest, frame).await else {
+                return Err(too_slow());
             };
             let Some(frame) = frame else {
                 return Ok(all.freeze());
@@ -162,8 +160,11 @@ impl Incoming<'_> {
             Ok::<_, Failed>(())
         };
         let mut room = Room::default();
+        // Since when room is held for a message that has not ended.
+        let mut since = None;
         let mut end = pin!(self.gateway.end());
         loop {
+            let latest = since.map(|since| since + slowest(decoder.kept()));
             let frame = tokio::select! {
                 biased;
                 () = &mut end => {
@@ -171,6 +172,10 @@ impl Incoming<'_> {
                     return Err(Failed::after(error, pushed.count));
                 }
                 frame = body.frame() => frame,
+                // Between messages a stream may be silent for as long as it likes.
+                () = sleep_until(latest.unwrap_or_else(Instant::now)), if latest.is_some() => {
+                    return Err(too_slow().having_stored(pushed.count));
+                }
             };
             let Some(frame) = frame else {
                 break;
@@ -179,6 +184,7 @@ impl Incoming<'_> {
             let Ok(mut piece) = frame.into_data() else {
                 continue;
             };
+            let before = pushed.count;
             while !piece.is_empty() {
                 let mut decoded = decoder.decode(&piece);
                 let contents = std::mem::take(&mut decoded.messages);
@@ -188,9 +194,13 @@ impl Incoming<'_> {
                 piece.advance(taken);
             }
             // A long message is gathered in memory that others wait for too.
-            match decoder.kept() {
-                0 => room = Room::default(),
-                kept => self.gateway.rooms.reserve(&mut room, kept).await?,
+            if pushed.count > before || decoder.kept() == 0 {
+                (room, since) = (Room::default(), None);
+            }
+            let reserved = self.gateway.rooms.reserve(&mut room, decoder.kept()).await;
+            reserved.map_err(|error| Failed::after(error, pushed.count))?;
+            if room.is_held() {
+                since = since.or_else(|| Some(Instant::now()));
             }
         }
         let last = decoder
@@ -218,6 +228,57 @@ impl Incoming<'_> {
     }
 }
 
+/// How long it may take until `bytes` have come.
+fn slowest(bytes: usize) -> Duration {
+    SILENCE + Duration::from_secs(bytes as u64 / SLOWEST)
+}
+
+fn too_slow() -> Failed {
+    let error = Error::new(Kind::Unreachable, "the body comes too slowly");
+    Failed::with(StatusCode::REQUEST_TIMEOUT, error)
+}
+
 fn cut(error: axum::Error) -> Error {
     Error::new(Kind::InvalidInput, "the body was cut").caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+    use futures_util::{StreamExt, stream};
+
+    use super::*;
+    use crate::backend::memory::Memory;
+    use crate::gateway::access::Access;
+    use crate::selector::Frame;
+
+    /// What a stream is answered that brings these pieces and then nothing, without an end.
+    async fn answer(pieces: &[&[u8]]) -> Result<StatusCode, tokio::time::error::Elapsed> {
+        let gateway = Gateway::new(Arc::new(Memory::new(64 << 20)), Access::open());
+        let pieces: Vec<std::io::Result<Bytes>> = pieces
+            .iter()
+            .map(|piece| Ok(Bytes::copy_from_slice(piece)))
+            .collect();
+        let incoming = Incoming {
+            gateway: &gateway,
+            pipe: &PipeName::new("topic").expect("a name"),
+            format: PushFormat::Framed(Frame::Line),
+            limit: MAX_MESSAGE,
+        };
+        let body = Body::from_stream(stream::iter(pieces).chain(stream::pending()));
+        let pushed = tokio::time::timeout(Duration::from_secs(3600), incoming.stream(body)).await?;
+        Ok(pushed.map_or_else(|failed| failed.into_response().status(), |_| StatusCode::OK))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_who_keeps_room_from_others_must_go_on() {
+        let long = vec![b'x'; 1 << 20];
+        let slow = Ok(StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(answer(&[&long]).await, slow);
+        assert_eq!(answer(&[b"one\n", &long, b"two\n", &long]).await, slow);
+        // Between messages, and with a few bytes of one, a stream may wait for hours.
+        assert!(answer(&[b"one\n"]).await.is_err());
+        assert!(answer(&[b"one\ntw"]).await.is_err());
+        assert!(answer(&[&long, &long, b"\ntw"]).await.is_err());
+    }
 }

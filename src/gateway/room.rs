@@ -41,6 +41,13 @@ pub(super) struct Room {
     large: Option<OwnedSemaphorePermit>,
 }
 
+impl Room {
+    /// Whether it is part of what others wait for.
+    pub(super) fn is_held(&self) -> bool {
+        self.small.is_some() || self.large.is_some()
+    }
+}
+
 impl Rooms {
     /// Makes `room` large enough for `bytes`, as they really come.
     ///
