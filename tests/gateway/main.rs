@@ -4,5 +4,7 @@
 mod gateway;
 
 mod access;
+mod badinput;
 mod curl;
 mod load;
+mod openapi;
