@@ -158,6 +158,10 @@ impl PushFormat {
                         format!("not a message in the json frame: {error}"),
                     )
                 };
+                // Serde would take an array for the members in their order.
+                if !content.trim_ascii_start().starts_with(b"{") {
+                    return Err(bad("it is no object".to_owned()));
+                }
                 let pushed: JsonIn =
                     serde_json::from_slice(&content).map_err(|error| bad(error.to_string()))?;
                 match (pushed.data, pushed.data_base64) {
@@ -246,6 +250,7 @@ mod tests {
             "",
             "{}",
             "[]",
+            "[\"x\",null]",
             "{\"data\":\"\",\"data_base64\":\"\"}",
             "{\"data\":\"x\",\"key\":\"k\"}",
             "{\"data_base64\":\"?\"}",
