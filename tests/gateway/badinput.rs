@@ -64,6 +64,11 @@ impl Raw {
 
     /// The next answer; none if the connection is closed instead.
     fn answer(&mut self) -> Option<Answer> {
+        self.answer_to("")
+    }
+
+    /// The same of a request that may be one for a head only.
+    fn answer_to(&mut self, request: &str) -> Option<Answer> {
         let end = loop {
             match self.held.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                 Some(at) => break at + 4,
@@ -76,7 +81,10 @@ impl Raw {
         let status = head.split(' ').nth(1).expect("a status");
         let status = status.parse().expect("a number");
         let length = lower.split("content-length: ").nth(1);
-        let body = match length.and_then(|rest| rest.split("\r\n").next()) {
+        let body = match length
+            .filter(|_| !request.starts_with("HEAD"))
+            .and_then(|rest| rest.split("\r\n").next())
+        {
             Some(length) => self.take(length.parse().expect("a number")),
             None if lower.contains("transfer-encoding: chunked") => self.chunks(),
             None => String::new(),
@@ -404,4 +412,47 @@ fn who_is_slow_holds_up_nobody() {
     }
     assert_eq!(raw.answer().expect("an answer").status, 200);
     assert_eq!(stored(&gateway), 2);
+}
+
+#[test]
+fn odd_requests_are_answered() {
+    let gateway = Gateway::start("memory:", &[]);
+    assert_well(&gateway, "before");
+    for (request, status) in [
+        ("CONNECT x:80", 404),
+        ("OPTIONS *", 404),
+        ("TRACE /v1/pipes", 405),
+        ("ODD /v1/pipes", 405),
+        ("GET //healthz", 404),
+        ("GET /v1/pipes/../../etc/passwd", 404),
+        ("GET http://other/healthz", 200),
+        // Without a body there is nothing to wait for.
+        ("HEAD /v1/pipes/well/messages?follow", 200),
+        ("HEAD /v1/pipes/none/messages?wait=3600", 200),
+        (
+            "GET /v1/pipes/well/messages?wait=18446744073709551615s%201000000000ns",
+            400,
+        ),
+        (
+            "GET /v1/pipes/well/messages?wait=5124095576030431h15s1000ms",
+            400,
+        ),
+        (
+            "GET /v1/pipes/well/messages?limit=18446744073709551616",
+            400,
+        ),
+    ] {
+        let since = Instant::now();
+        let bytes = format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let answer = Raw::open(&gateway)
+            .send(bytes.as_bytes())
+            .answer_to(request);
+        assert_eq!(
+            answer.map(|answer| answer.status),
+            Some(status),
+            "{request}"
+        );
+        assert!(since.elapsed() < AT_ONCE, "{request}");
+    }
+    assert_well(&gateway, "after");
 }
