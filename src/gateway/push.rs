@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Gateway;
 use super::access::Right;
@@ -32,6 +32,10 @@ const SILENCE: Duration = Duration::from_secs(20);
 
 /// The slowest that a body may come, in bytes a second, after the first [`SILENCE`].
 const SLOWEST: u64 = 16 << 10;
+
+/// The same two where others wait for the memory that is held for the body.
+const HASTE: Duration = Duration::from_secs(1);
+const BRISK: u64 = 512 << 10;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -115,14 +119,15 @@ impl Incoming<'_> {
     }
 
     async fn collect(&self, body: Body, length: usize, room: &mut Room) -> Result<Bytes, Failed> {
-        let since = Instant::now();
+        let mut since = Instant::now();
         let mut body = pin!(body);
         let mut all = BytesMut::new();
         loop {
-            let frame = tokio::time::timeout(SILENCE, body.frame());
-            let latest = since + slowest(all.len());
-            let Ok(Ok(frame)) = tokio::time::timeout_at(latest, frame).await else {
-                return Err(too_slow());
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                () = sleep(SILENCE) => return Err(too_slow()),
+                () = self.overdue(room, Some(since), all.len()) => return Err(too_slow()),
             };
             let Some(frame) = frame else {
                 return Ok(all.freeze());
@@ -130,15 +135,36 @@ impl Incoming<'_> {
             let Ok(data) = frame.map_err(cut)?.into_data() else {
                 continue;
             };
+            let asked = Instant::now();
             self.gateway
                 .rooms
                 .reserve(room, all.len() + data.len())
                 .await?;
+            // To wait for room is not to be slow.
+            since += asked.elapsed();
             if all.is_empty() {
                 // What is announced is believed so far; the rest grows as it comes.
                 all.reserve(length.min(1 << 20).max(data.len()));
             }
             all.extend_from_slice(&data);
+        }
+    }
+
+    /// Returns when a body, or a message of a stream, is late: it has begun at `since`, and `bytes` of it
+    /// have come, for which `room` is held. Between messages a stream may be silent for as long as it likes.
+    async fn overdue(&self, room: &Room, since: Option<Instant>, bytes: usize) {
+        let Some(since) = since else {
+            return std::future::pending().await;
+        };
+        let by = |grace: Duration, rate: u64| {
+            sleep_until(since + grace + Duration::from_secs_f64(bytes as f64 / rate as f64))
+        };
+        tokio::select! {
+            () = by(SILENCE, SLOWEST) => {}
+            () = async {
+                self.gateway.rooms.wanted(room).await;
+                by(HASTE, BRISK).await;
+            } => {}
         }
     }
 
@@ -164,7 +190,6 @@ impl Incoming<'_> {
         let mut since = None;
         let mut end = pin!(self.gateway.end());
         loop {
-            let latest = since.map(|since| since + slowest(decoder.kept()));
             let frame = tokio::select! {
                 biased;
                 () = &mut end => {
@@ -172,8 +197,7 @@ impl Incoming<'_> {
                     return Err(Failed::after(error, pushed.count));
                 }
                 frame = body.frame() => frame,
-                // Between messages a stream may be silent for as long as it likes.
-                () = sleep_until(latest.unwrap_or_else(Instant::now)), if latest.is_some() => {
+                () = self.overdue(&room, since, decoder.kept()) => {
                     return Err(too_slow().having_stored(pushed.count));
                 }
             };
@@ -197,8 +221,10 @@ impl Incoming<'_> {
             if pushed.count > before || decoder.kept() == 0 {
                 (room, since) = (Room::default(), None);
             }
+            let asked = Instant::now();
             let reserved = self.gateway.rooms.reserve(&mut room, decoder.kept()).await;
             reserved.map_err(|error| Failed::after(error, pushed.count))?;
+            since = since.map(|since| since + asked.elapsed());
             if room.is_held() {
                 since = since.or_else(|| Some(Instant::now()));
             }
@@ -226,11 +252,6 @@ impl Incoming<'_> {
         metrics::PUSHED_BYTES.add(bytes);
         Ok((Some(last), count))
     }
-}
-
-/// How long it may take until `bytes` have come.
-fn slowest(bytes: usize) -> Duration {
-    SILENCE + Duration::from_secs(bytes as u64 / SLOWEST)
 }
 
 fn too_slow() -> Failed {

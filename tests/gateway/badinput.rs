@@ -456,3 +456,29 @@ fn odd_requests_are_answered() {
     }
     assert_well(&gateway, "after");
 }
+
+#[test]
+fn who_stops_within_a_long_body_makes_room_for_others() {
+    let gateway = Gateway::start("memory:", &[]);
+    let length = 1 << 20;
+    let begun = "x".repeat(length - 1);
+    let whole = push(&format!("Content-Length: {length}\r\n"), &begun);
+    let chunk = format!("{length:x}\r\n{begun}");
+    let stream = push("Transfer-Encoding: chunked\r\n", &chunk);
+    // More than there is room for.
+    let mut slow: Vec<Raw> = (0..40).map(|_| Raw::open(&gateway)).collect();
+    for (number, raw) in slow.iter_mut().enumerate() {
+        raw.send([&whole, &stream][number % 2]);
+    }
+    let since = Instant::now();
+    for length in [10, 100_000, length] {
+        let text = "y".repeat(length);
+        let request = format!(
+            "POST /v1/pipes/well/messages HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{text}"
+        );
+        let pushed = Raw::open(&gateway).send(request.as_bytes()).answer();
+        assert_eq!(pushed.expect("an answer").status, 200, "{length}");
+    }
+    // Without having waited until the slow ones are refused anyway.
+    assert!(since.elapsed() < 2 * AT_ONCE, "{:?}", since.elapsed());
+}
