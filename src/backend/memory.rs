@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::{Backend, Caps, Floor, Fut, Limit, PipeInfo, Source, Start, weight};
 use crate::error::{Error, Kind, Result};
-use crate::message::{Batch, Message, Position, Producer, PushId};
+use crate::message::{Batch, Message, Position, Producer, PushId, micros_from_time};
 use crate::name::PipeName;
 
 /// How many producers are remembered, to store a repeated push once.
@@ -20,12 +20,20 @@ const PRODUCERS: usize = 65_536;
 pub struct Memory {
     pipes: Arc<Mutex<Pipes>>,
     limit: u64,
+    /// In front of every position: a later store's are greater, for those who read it through a gateway
+    /// that was started anew.
+    epoch: u64,
 }
+
+/// Pipes of which only the name is known, in all, before those are forgotten for which nobody waits.
+const ABSENT: usize = 4096;
 
 #[derive(Default)]
 struct Pipes {
     /// A removed pipe stays here, absent, so that its positions go on rising when it comes again.
     by_name: BTreeMap<PipeName, Pipe>,
+    /// How many may be there before they are looked through again.
+    crowded: usize,
     /// The weight of all messages.
     held: u64,
     producers: HashMap<Producer, (u64, Position)>,
@@ -60,6 +68,13 @@ impl Default for Pipe {
 }
 
 impl Pipe {
+    /// Whether it never was, and nobody waits for it.
+    fn is_forgettable(&self) -> bool {
+        !self.present
+            && self.next() == 1
+            && Arc::strong_count(&self.pushed) + Arc::strong_count(&self.floor) == 2
+    }
+
     fn next(&self) -> u64 {
         self.first + self.log.len() as u64
     }
@@ -90,17 +105,18 @@ impl Pipe {
     }
 }
 
-fn position(seq: u64) -> Position {
-    Position::new(0, seq)
-}
-
 impl Memory {
     /// An empty store that holds at most `limit` bytes (counted by [`weight`]).
     pub fn new(limit: u64) -> Self {
         Memory {
             pipes: Arc::default(),
             limit,
+            epoch: micros_from_time(SystemTime::now()),
         }
+    }
+
+    fn position(&self, seq: u64) -> Position {
+        Position::new(self.epoch, seq)
     }
 
     fn lock(&self) -> MutexGuard<'_, Pipes> {
@@ -134,7 +150,7 @@ impl Memory {
         let time = SystemTime::now();
         for data in batch.messages() {
             pipe.log.push_back(Message {
-                position: position(pipe.next()),
+                position: self.position(pipe.next()),
                 time,
                 data: data.clone(),
             });
@@ -142,7 +158,7 @@ impl Memory {
         pipe.present = true;
         pipe.bytes += batch.bytes() as u64;
         pipe.modified = time;
-        let last = position(pipe.next() - 1);
+        let last = self.position(pipe.next() - 1);
         let pushed = Arc::clone(&pipe.pushed);
         pipes.remember(id, last);
         drop(guard);
@@ -168,6 +184,15 @@ impl Memory {
 }
 
 impl Pipes {
+    /// The pipe, present or not. Who asks for many names leaves few of them here.
+    fn entry(&mut self, name: &PipeName) -> &mut Pipe {
+        if self.by_name.len() >= self.crowded.max(ABSENT) {
+            self.by_name.retain(|_, pipe| !pipe.is_forgettable());
+            self.crowded = self.by_name.len() * 2;
+        }
+        self.by_name.entry(name.clone()).or_default()
+    }
+
     fn remember(&mut self, id: PushId, last: Position) {
         if self.producers.insert(id.producer, (id.seq, last)).is_none() {
             self.order.push_back(id.producer);
@@ -189,6 +214,7 @@ impl Backend for Memory {
         Caps {
             name: "memory",
             durable: false,
+            remote: false,
             max_message: usize::MAX,
         }
     }
@@ -203,8 +229,11 @@ impl Backend for Memory {
                 store: self.clone(),
                 pipe: pipe.clone(),
                 next: match start {
-                    Start::Oldest => 0,
-                    Start::After(position) => position.seq().saturating_add(1),
+                    Start::After(position) if position.epoch() == self.epoch => {
+                        position.seq().saturating_add(1)
+                    }
+                    // Of another store, whose messages are gone.
+                    Start::Oldest | Start::After(_) => 0,
                 },
             }) as Box<dyn Source>)
         })
@@ -259,8 +288,7 @@ struct Cursor {
 
 impl Cursor {
     fn bell(&self) -> Arc<Notify> {
-        let mut pipes = self.store.lock();
-        Arc::clone(&pipes.by_name.entry(self.pipe.clone()).or_default().pushed)
+        Arc::clone(&self.store.lock().entry(&self.pipe).pushed)
     }
 
     fn take(&mut self, limit: Limit) -> Vec<Message> {
@@ -303,24 +331,54 @@ impl Source for Cursor {
     }
 
     fn floor(&self) -> Arc<dyn Floor> {
-        let mut pipes = self.store.lock();
-        let pipe = pipes.by_name.entry(self.pipe.clone()).or_default();
-        Arc::new(MemoryFloor(Arc::clone(&pipe.floor)))
+        let first = Arc::clone(&self.store.lock().entry(&self.pipe).floor);
+        Arc::new(MemoryFloor {
+            epoch: self.store.epoch,
+            first,
+        })
     }
 
     fn end(&mut self) -> Fut<'_, Position> {
         Box::pin(async move {
             let pipes = self.store.lock();
             let next = pipes.by_name.get(&self.pipe).map_or(0, Pipe::next);
-            Ok(position(next))
+            Ok(self.store.position(next))
         })
     }
 }
 
-struct MemoryFloor(Arc<AtomicU64>);
+struct MemoryFloor {
+    epoch: u64,
+    first: Arc<AtomicU64>,
+}
 
 impl Floor for MemoryFloor {
     fn position(&self) -> Position {
-        position(self.0.load(Ordering::Acquire))
+        Position::new(self.epoch, self.first.load(Ordering::Acquire))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn names_that_are_only_asked_for_are_forgotten_unless_somebody_waits() {
+        let store = Memory::new(1 << 20);
+        let name = |number| PipeName::new(&format!("name{number}")).expect("legal");
+        let waited_for = store
+            .subscribe(&name(0), Start::Oldest)
+            .await
+            .expect("a source");
+        let floor = waited_for.floor();
+        store.create(&name(1)).await.expect("made");
+        for number in 2..5 * ABSENT {
+            let source = store.subscribe(&name(number), Start::Oldest).await;
+            source.expect("a source").floor();
+        }
+        let pipes = store.lock();
+        assert!(pipes.by_name.len() <= ABSENT + 2, "{}", pipes.by_name.len());
+        assert!(pipes.by_name.contains_key(&name(0)) && pipes.by_name.contains_key(&name(1)));
+        drop(floor);
     }
 }

@@ -28,6 +28,8 @@ pub struct Caps {
     pub name: &'static str,
     /// Whether messages outlive the process.
     pub durable: bool,
+    /// Whether its calls cross a network, so that none answers at once.
+    pub remote: bool,
     /// The longest message it can hold, in bytes.
     pub max_message: usize,
 }

@@ -50,7 +50,8 @@ pub(super) struct Adapter {
 
 impl Adapter {
     /// Runs `work` and replies. What is ready at once is answered on this thread; the rest is parked on
-    /// the runtime, where a signal to the caller ends it after `grace`.
+    /// the runtime, where a signal to the caller ends it after `grace`. What asks a remote backend is
+    /// parked at once: begun here, it would wake two of the runtime's threads, one to send and one to wait.
     fn answer<T: Send + 'static>(
         &self,
         request: &Request,
@@ -58,8 +59,22 @@ impl Adapter {
         work: impl Future<Output = Result<T>> + Send + 'static,
         reply: impl FnOnce(Result<T>) + Send + 'static,
     ) {
+        let work = Box::pin(work);
+        if self.files.is_remote() {
+            return self.park(request.unique().0, grace, work, reply);
+        }
+        self.answer_here(request, grace, work, reply);
+    }
+
+    /// The same for what needs no backend, as a rule.
+    fn answer_here<T: Send + 'static>(
+        &self,
+        request: &Request,
+        grace: Duration,
+        mut work: Pin<Box<impl Future<Output = Result<T>> + Send + 'static>>,
+        reply: impl FnOnce(Result<T>) + Send + 'static,
+    ) {
         let _context = self.runtime.enter();
-        let mut work = Box::pin(work);
         let mut context = Context::from_waker(Waker::noop());
         if let Poll::Ready(result) = work.as_mut().poll(&mut context) {
             return reply(result);
@@ -92,7 +107,7 @@ impl Adapter {
         });
     }
 
-    /// Runs `work` on an open file.
+    /// Runs `work` on an open file, which has at hand what it needs, as a rule.
     fn with_file<T: Send + 'static, F>(
         &self,
         request: &Request,
@@ -104,7 +119,7 @@ impl Adapter {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         match self.files.file(handle.0) {
-            Ok(file) => self.answer(request, grace, work(file), reply),
+            Ok(file) => self.answer_here(request, grace, Box::pin(work(file)), reply),
             Err(error) => reply(Err(error)),
         }
     }
@@ -391,16 +406,15 @@ impl Filesystem for Adapter {
     ) {
         let piece = Bytes::copy_from_slice(data);
         let owner = owner.map_or(0, |owner| owner.0);
-        self.with_file(
-            request,
-            handle,
-            GRACE,
-            |file| async move { file.write(owner, offset, piece).await },
-            move |result| match result {
-                Ok(taken) => reply.written(taken as u32),
-                Err(error) => reply.error(errno::answer("write", &error)),
-            },
-        );
+        let file = match self.files.file(handle.0) {
+            Ok(file) => file,
+            Err(error) => return reply.error(errno::answer("write", &error)),
+        };
+        let work = async move { file.write(owner, offset, piece).await };
+        self.answer(request, GRACE, work, move |result| match result {
+            Ok(taken) => reply.written(taken as u32),
+            Err(error) => reply.error(errno::answer("write", &error)),
+        });
     }
 
     fn flush(

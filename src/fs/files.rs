@@ -432,6 +432,11 @@ impl Files {
         }
     }
 
+    /// Whether the backend is somewhere else, so that no call of it answers at once.
+    pub(super) fn is_remote(&self) -> bool {
+        self.backend.caps().remote
+    }
+
     /// Whether any file is open.
     pub(super) fn in_use(&self) -> bool {
         !self.open.all().is_empty()

@@ -85,7 +85,8 @@ impl IntoResponse for Failed {
             maybe_applied: error.applied() == Applied::Unknown,
             ..Problem::new(&error, status.as_u16())
         };
-        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let mut body = serde_json::to_vec(&problem).unwrap_or_default();
+        body.push(b'\n');
         let mut response = (status, body).into_response();
         response
             .headers_mut()

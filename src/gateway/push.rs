@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -19,7 +18,7 @@ use super::access::Right;
 use super::frames::PushFormat;
 use super::problem::Failed;
 use super::room::Room;
-use super::routes::{Parameters, Pipe};
+use super::routes::{Document, Parameters, Pipe};
 use crate::backend::http::wire::{ATTEMPT, FIRST, KEY, MAX_BODY, MAX_MESSAGE, Pushed, identity};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, Producer, PushId};
@@ -49,7 +48,7 @@ pub(super) async fn push(
     Parameters(query): Parameters<Query>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Pushed>, Failed> {
+) -> Result<Document<Pushed>, Failed> {
     pipe.check(Right::Push)?;
     let content_type = headers
         .get(header::CONTENT_TYPE)
@@ -84,7 +83,7 @@ pub(super) async fn push(
         }
         (None, None) => incoming.stream(body).await?,
     };
-    Ok(Json(pushed))
+    Ok(Document(pushed))
 }
 
 struct Incoming<'a> {

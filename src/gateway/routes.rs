@@ -7,11 +7,11 @@ use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Extension, Json, Router, middleware};
-use serde::Deserialize;
+use axum::{Extension, Router, middleware};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::access::{Grant, Right, admit};
 use super::problem::Failed;
@@ -93,6 +93,24 @@ impl<S: Send + Sync> FromRequestParts<S> for Pipe {
     }
 }
 
+/// An answer in JSON, a line for people too.
+pub(super) struct Document<T>(pub(super) T);
+
+impl<T: Serialize> IntoResponse for Document<T> {
+    fn into_response(self) -> Response {
+        match serde_json::to_vec(&self.0) {
+            Ok(mut body) => {
+                body.push(b'\n');
+                ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+            }
+            Err(error) => {
+                let error = Error::new(Kind::Io, "writing JSON").caused_by(error);
+                Failed::from(error).into_response()
+            }
+        }
+    }
+}
+
 /// A query's parameters; unknown ones are refused.
 pub(super) struct Parameters<T>(pub(super) T);
 
@@ -111,19 +129,22 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> 
 async fn list(
     State(gateway): State<Arc<Gateway>>,
     Extension(grant): Extension<Grant>,
-) -> Result<Json<Vec<wire::Pipe>>, Failed> {
+) -> Result<Document<Vec<wire::Pipe>>, Failed> {
     let pipes = gateway.backend.list().await?;
     let seen = pipes.iter().filter(|(name, _)| grant.sees(name));
-    Ok(Json(
+    Ok(Document(
         seen.map(|(name, info)| wire::Pipe::new(name, info))
             .collect(),
     ))
 }
 
-async fn stat(State(gateway): State<Arc<Gateway>>, pipe: Pipe) -> Result<Json<wire::Pipe>, Failed> {
+async fn stat(
+    State(gateway): State<Arc<Gateway>>,
+    pipe: Pipe,
+) -> Result<Document<wire::Pipe>, Failed> {
     pipe.check(Right::Look)?;
     let info = gateway.backend.stat(&pipe.name).await?;
-    Ok(Json(wire::Pipe::new(&pipe.name, &info)))
+    Ok(Document(wire::Pipe::new(&pipe.name, &info)))
 }
 
 async fn create(State(gateway): State<Arc<Gateway>>, pipe: Pipe) -> Result<StatusCode, Failed> {
@@ -137,7 +158,7 @@ async fn create(State(gateway): State<Arc<Gateway>>, pipe: Pipe) -> Result<Statu
 async fn remove(
     State(gateway): State<Arc<Gateway>>,
     pipe: Pipe,
-) -> Result<Json<wire::Dropped>, Failed> {
+) -> Result<Document<wire::Dropped>, Failed> {
     pipe.check(Right::Drop)?;
     gateway.backend.remove(&pipe.name).await?;
     gateway.dropped(&pipe.name).await
@@ -146,7 +167,7 @@ async fn remove(
 async fn reset(
     State(gateway): State<Arc<Gateway>>,
     pipe: Pipe,
-) -> Result<Json<wire::Dropped>, Failed> {
+) -> Result<Document<wire::Dropped>, Failed> {
     pipe.check(Right::Drop)?;
     gateway.backend.reset(&pipe.name).await?;
     gateway.dropped(&pipe.name).await
@@ -154,11 +175,11 @@ async fn reset(
 
 impl Gateway {
     /// Tells who follows that messages were dropped, and who dropped them up to where.
-    async fn dropped(&self, pipe: &PipeName) -> Result<Json<wire::Dropped>, Failed> {
+    async fn dropped(&self, pipe: &PipeName) -> Result<Document<wire::Dropped>, Failed> {
         metrics::RESETS.add(1);
         self.resets.send_modify(|count| *count += 1);
         let source = self.backend.subscribe(pipe, Start::Oldest).await?;
-        Ok(Json(wire::Dropped {
+        Ok(Document(wire::Dropped {
             floor: source.floor().position(),
         }))
     }
@@ -175,7 +196,7 @@ async fn bounds(
     State(gateway): State<Arc<Gateway>>,
     pipe: Pipe,
     Parameters(range): Parameters<Range>,
-) -> Result<Json<wire::Bounds>, Failed> {
+) -> Result<Document<wire::Bounds>, Failed> {
     pipe.check(Right::Look)?;
     let position = |text: Option<&str>| text.map(str::parse::<Position>).transpose();
     let start = match position(range.after.as_deref())? {
@@ -193,7 +214,7 @@ async fn bounds(
             !source.next(one).await?.is_empty()
         }
     };
-    Ok(Json(wire::Bounds {
+    Ok(Document(wire::Bounds {
         end: source.end().await?,
         floor: source.floor().position(),
         more,

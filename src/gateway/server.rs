@@ -10,6 +10,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -24,6 +25,9 @@ const HEAD: Duration = Duration::from_secs(30);
 
 /// Most that a head may take, and what is kept of a body that is sent faster than it is read, in bytes.
 const BUFFER: usize = 64 << 10;
+
+/// How often a silent client's system is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// How long requests may go on once the gateway is ending.
 const GRACE: Duration = Duration::from_secs(5);
@@ -141,7 +145,14 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, router: Router, gateway: &Gateway) {
-        if let Err(error) = self.stream.set_nodelay(true) {
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE);
+        let set = self.stream.set_nodelay(true).and_then(|()| {
+            // A host that is gone without a word, in the middle of an upload, must not keep its place.
+            SockRef::from(&self.stream).set_tcp_keepalive(&keepalive)
+        });
+        if let Err(error) = set {
             log::debug!("{}: {error}", self.peer);
         }
         match self.acceptor {

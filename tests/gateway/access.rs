@@ -105,7 +105,7 @@ fn a_client_without_a_certificate_of_the_authority_is_not_let_in() {
     let path = |name: &str| text(&certificates.file(name));
     let (ca, cert, key) = (path("ca.pem"), path("client.pem"), path("client.key"));
     let own = ["--cacert", &ca, "--cert", &cert, "--key", &key];
-    assert_eq!(get(&url, &own), "[]");
+    assert_eq!(get(&url, &own), "[]\n");
     assert_eq!(curl(&["--cacert", &ca, &url]).0, 0, "without a certificate");
     assert_eq!(curl(&[&url]).0, 0, "without trust");
     let others = Certificates::new();
@@ -121,7 +121,7 @@ fn a_client_without_a_certificate_of_the_authority_is_not_let_in() {
     );
     // Plain HTTP on that port harms nobody.
     assert_eq!(curl(&[&url.replace("https", "http")]).0, 0);
-    assert_eq!(get(&url, &own), "[]");
+    assert_eq!(get(&url, &own), "[]\n");
     // The commands take both from the URL.
     let source = format!("{}?ca={ca}&cert={cert}&key={key}", gateway.url());
     let run = |args: &[&str]| {

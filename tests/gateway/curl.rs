@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
 use crate::gateway::Gateway;
 
 /// What curl prints, and the status code.
@@ -78,10 +80,16 @@ impl Drop for Curl {
     }
 }
 
-fn start() -> (Gateway, String) {
-    let gateway = Gateway::start("memory:", &[]);
+/// A gateway with a store of its own, and the URL of its pipes.
+fn start() -> ((Gateway, TempDir), String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = format!(
+        "sqlite:{}/pipes.db?durability=process",
+        folder.path().display()
+    );
+    let gateway = Gateway::start(&source, &[]);
     let pipes = format!("{}v1/pipes", gateway.url());
-    (gateway, pipes)
+    ((gateway, folder), pipes)
 }
 
 #[test]
@@ -90,19 +98,19 @@ fn a_body_is_pushed_and_printed() {
     let messages = format!("{pipes}/topic/messages");
     assert_eq!(
         get(&messages, &["-d", "hello"]),
-        r#"{"position":"0-1","count":1}"#
+        "{\"position\":\"1-1\",\"count\":1}\n"
     );
     assert_eq!(
         get(&messages, &["--data-binary", "two\n\nthree"]),
-        r#"{"position":"0-4","count":3}"#
+        "{\"position\":\"1-4\",\"count\":3}\n"
     );
     assert_eq!(get(&messages, &[]), "hello\ntwo\n\nthree\n");
     assert_eq!(
-        get(&format!("{messages}?frame=nul&from=0-3"), &["-o", "-"]),
+        get(&format!("{messages}?frame=nul&from=1-3"), &["-o", "-"]),
         "\0three\0"
     );
     assert_eq!(
-        get(&format!("{messages}?after=0-3&frame=json"), &[])
+        get(&format!("{messages}?after=1-3&frame=json"), &[])
             .matches("\"data\":\"three\"")
             .count(),
         1
@@ -111,7 +119,7 @@ fn a_body_is_pushed_and_printed() {
     assert_eq!(get(&format!("{messages}?from=newest"), &[]), "");
     assert!(
         get(&pipes, &[])
-            .starts_with(r#"[{"name":"topic","count":4,"bytes":13,"first":"0-1","last":"0-4","#)
+            .starts_with(r#"[{"name":"topic","count":4,"bytes":13,"first":"1-1","last":"1-4","#)
     );
 }
 
@@ -132,7 +140,7 @@ fn bodies_come_in_every_frame() {
         "a\nb\0c\nd\0e\0f\0"
     );
     // An empty body is no message.
-    assert_eq!(push("line", ""), r#"{"position":null,"count":0}"#);
+    assert_eq!(push("line", ""), "{\"position\":null,\"count\":0}\n");
 }
 
 #[test]
@@ -147,17 +155,17 @@ fn pipes_are_made_reset_and_removed() {
     get(&format!("{pipe}/messages"), &["-d", "x"]);
     assert_eq!(
         get(&format!("{pipe}/messages"), &["-X", "DELETE"]),
-        r#"{"floor":"0-2"}"#
+        "{\"floor\":\"1-2\"}\n"
     );
     assert_eq!(get(&format!("{pipe}/messages"), &[]), "");
     assert_eq!(curl(&["-X", "POST", &format!("{pipe}/sync")]).0, 204);
     assert_eq!(curl(&["-X", "DELETE", &pipe]).0, 200);
-    assert_eq!(get(&pipes, &[]), "[]");
+    assert_eq!(get(&pipes, &[]), "[]\n");
 }
 
 #[test]
 fn errors_are_documents_that_say_what_is_wrong() {
-    let (gateway, pipes) = start();
+    let ((gateway, _folder), pipes) = start();
     let base = gateway.url();
     for (args, code, why) in [
         (vec![format!("{pipes}/.hidden")], 400, "starts with"),
@@ -216,7 +224,7 @@ fn errors_are_documents_that_say_what_is_wrong() {
         let problem: serde_json::Value = serde_json::from_str(&body).expect("a document");
         assert_eq!(problem["status"], code);
     }
-    assert_eq!(get(&pipes, &[]), "[]", "nothing was made");
+    assert_eq!(get(&pipes, &[]), "[]\n", "nothing was made");
 }
 
 #[test]
@@ -228,7 +236,7 @@ fn a_follower_gets_what_comes_as_it_comes() {
     for number in 1..=3 {
         get(&messages, &["-d", &format!("{number}")]);
         assert_eq!(follower.line(), number.to_string());
-        assert_eq!(browser.line(), format!("id: 0-{number}"));
+        assert_eq!(browser.line(), format!("id: 1-{number}"));
         assert_eq!(browser.line(), format!("data: {number}"));
         assert_eq!(browser.line(), "");
     }
@@ -237,10 +245,10 @@ fn a_follower_gets_what_comes_as_it_comes() {
         "-H",
         "Accept: text/event-stream",
         "-H",
-        "Last-Event-ID: 0-2",
+        "Last-Event-ID: 1-2",
         &messages,
     ]);
-    assert_eq!(again.line(), "id: 0-3");
+    assert_eq!(again.line(), "id: 1-3");
 }
 
 #[test]
@@ -271,7 +279,7 @@ fn a_streamed_upload_is_pushed_line_by_line() {
     let (answer, code) = upload.finish();
     assert_eq!(
         (answer.as_str(), code),
-        (r#"{"position":"0-4","count":4}"#, Some(0))
+        ("{\"position\":\"1-4\",\"count\":4}\n", Some(0))
     );
     assert_eq!(follower.line(), "the rest");
 }
@@ -303,7 +311,7 @@ fn a_push_with_a_key_is_stored_once_also_after_a_restart() {
 
 #[test]
 fn a_terminated_gateway_ends_with_followers_and_uploads_connected() {
-    let (mut gateway, pipes) = start();
+    let ((mut gateway, _folder), pipes) = start();
     let messages = format!("{pipes}/topic/messages");
     let mut upload = Curl::start(&["-T", "-", &messages]);
     let mut follower = Curl::start(&[&format!("{messages}?follow")]);

@@ -170,6 +170,28 @@ fn a_gateway_that_is_killed_under_load_loses_and_doubles_nothing() {
     }
 }
 
+#[test]
+fn a_follower_of_a_store_in_memory_goes_on_with_the_next_one_after_a_crash() {
+    let gateway = Gateway::start("memory:", &[]).crash_and_restart();
+    let mount = Mount::new(gateway.url(), &[]);
+    mount.out("seq 100 > topic");
+    let reader = mount.spawn("exec head -n 101 topic@follow");
+    let mut first = mount.spawn("exec head -n 1 topic@follow");
+    assert_eq!(first.line(), "1");
+    wait_for("the reader", || {
+        let metrics = mount.sh(&format!("curl -s {}metrics", gateway.url()));
+        let text = String::from_utf8_lossy(&metrics.stdout).into_owned();
+        let pulled = text
+            .lines()
+            .find_map(|line| line.strip_prefix("dnpipes_pulled_messages_total "));
+        (pulled?.parse::<u32>().ok()? >= 200).then_some(())
+    });
+    let _gateway = gateway.crash_and_restart();
+    mount.out("echo after > topic");
+    let lines = read_lines(reader);
+    assert_eq!((lines.len(), lines[100].as_str()), (101, "after"));
+}
+
 /// Two hosts: network namespaces joined by a cable.
 struct Hosts {
     near: String,

@@ -208,13 +208,7 @@ async fn checked(response: Response) -> Result<Response> {
         && let Ok(problem) = parse::<wire::Problem>(response).await
         && let Some(error) = problem.error()
     {
-        return Err(match error.kind() {
-            // The gateway gave up on its store; this side's deadline counts.
-            Kind::TimedOut | Kind::Interrupted => {
-                Error::new(Kind::Unreachable, error.to_string()).maybe_applied()
-            }
-            _ => error,
-        });
+        return Err(translated(error));
     }
     Err(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -234,6 +228,16 @@ async fn checked(response: Response) -> Result<Response> {
         ),
         _ => not_a_gateway(&format!("it answers {status}")).maybe_applied(),
     })
+}
+
+/// What a gateway's failure means on this side, whose deadline counts: the gateway gave up on its store.
+pub(super) fn translated(error: Error) -> Error {
+    match error.kind() {
+        Kind::TimedOut | Kind::Interrupted => {
+            Error::new(Kind::Unreachable, error.to_string()).maybe_applied()
+        }
+        _ => error,
+    }
 }
 
 async fn parse<T: DeserializeOwned>(mut response: Response) -> Result<T> {

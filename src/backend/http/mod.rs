@@ -94,6 +94,7 @@ impl Backend for Http {
         Caps {
             name: "http",
             durable: true,
+            remote: true,
             max_message: wire::MAX_MESSAGE,
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use reqwest::{Method, Response};
 
+use super::client::translated;
 use super::wire::{self, Record, Records};
 use super::{KnownFloor, Shared, not_a_gateway};
 use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
@@ -127,7 +128,15 @@ impl Subscriber {
         };
         let mut progress = None;
         loop {
-            match stream.records.take()? {
+            let record = match stream.records.take() {
+                Ok(record) => record,
+                Err(error) => {
+                    // Nothing that follows can be understood.
+                    self.stream = None;
+                    return Err(error);
+                }
+            };
+            match record {
                 Some(Record::Message(message)) => {
                     self.received = Some(message.position);
                     self.pending.push_back(message);
@@ -140,7 +149,7 @@ impl Subscriber {
                 Some(Record::Alive) => progress = progress.or(Some(Progress::Other)),
                 Some(Record::Failed(error)) => {
                     self.stream = None;
-                    return Err(error);
+                    return Err(translated(error));
                 }
                 Some(Record::End) => {
                     self.stream = None;

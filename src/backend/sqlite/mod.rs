@@ -299,6 +299,7 @@ impl Backend for Sqlite {
         Caps {
             name: "sqlite",
             durable: true,
+            remote: false,
             max_message: MAX_MESSAGE,
         }
     }
