@@ -8,3 +8,4 @@ mod badinput;
 mod curl;
 mod load;
 mod openapi;
+mod raw;
