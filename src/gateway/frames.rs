@@ -48,7 +48,8 @@ impl Format {
         let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
         let types = accepted.unwrap_or_default().split(',');
         let known = types.filter_map(|accepted| {
-            match accepted.split(';').next().unwrap_or_default().trim() {
+            let bare = accepted.split(';').next().unwrap_or_default().trim();
+            match bare.to_ascii_lowercase().as_str() {
                 RECORDS => Some(Format::Records),
                 EVENTS => Some(Format::Events),
                 JSON => Some(Format::Json),
@@ -118,14 +119,19 @@ impl PushFormat {
     /// # Errors
     /// `InvalidInput`.
     pub(super) fn of_push(frame: Option<&str>, content_type: Option<&[u8]>) -> Result<Self> {
+        // Parameters, as a charset, do not make it another type; neither does case.
+        let is = |known: &str| {
+            let bare = content_type.and_then(|sent| sent.split(|byte| *byte == b';').next());
+            bare.is_some_and(|bare| bare.trim_ascii().eq_ignore_ascii_case(known.as_bytes()))
+        };
         match frame {
             Some("json") => Ok(PushFormat::Json),
             Some(frame) => frame
                 .parse()
                 .map(PushFormat::Framed)
                 .map_err(|_| unknown(frame, "line nul file len json")),
-            None if content_type == Some(LEN.as_bytes()) => Ok(PushFormat::Framed(Frame::Len)),
-            None if content_type == Some(JSON.as_bytes()) => Ok(PushFormat::Json),
+            None if is(LEN) => Ok(PushFormat::Framed(Frame::Len)),
+            None if is(JSON) => Ok(PushFormat::Json),
             None => Ok(PushFormat::Framed(Frame::Line)),
         }
     }
@@ -152,6 +158,10 @@ impl PushFormat {
                         format!("not a message in the json frame: {error}"),
                     )
                 };
+                // Serde would take an array for the members in their order.
+                if !content.trim_ascii_start().starts_with(b"{") {
+                    return Err(bad("it is no object".to_owned()));
+                }
                 let pushed: JsonIn =
                     serde_json::from_slice(&content).map_err(|error| bad(error.to_string()))?;
                 match (pushed.data, pushed.data_base64) {
@@ -240,6 +250,7 @@ mod tests {
             "",
             "{}",
             "[]",
+            "[\"x\",null]",
             "{\"data\":\"\",\"data_base64\":\"\"}",
             "{\"data\":\"x\",\"key\":\"k\"}",
             "{\"data_base64\":\"?\"}",
@@ -271,5 +282,19 @@ mod tests {
         assert_eq!(of(None, &headers), Format::Events);
         assert_eq!(of(Some("nul"), &headers), Format::Framed(Frame::Nul));
         assert!(Format::of_pull(Some("file"), &headers).is_err());
+    }
+
+    #[test]
+    fn a_content_type_is_known_with_parameters_and_in_any_case() {
+        let of = |sent: &str| PushFormat::of_push(None, Some(sent.as_bytes())).expect("known");
+        for sent in [
+            "application/x-ndjson",
+            "Application/X-NDJSON ; charset=utf-8",
+        ] {
+            assert_eq!(of(sent), PushFormat::Json, "{sent}");
+        }
+        let len = "application/vnd.dnpipes.len;x=1";
+        assert_eq!(of(len), PushFormat::Framed(Frame::Len));
+        assert_eq!(of("application/x-ndjsonx"), PushFormat::Framed(Frame::Line));
     }
 }

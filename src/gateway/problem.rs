@@ -27,9 +27,14 @@ impl Failed {
 
     /// Some of a streamed push was stored.
     pub(super) fn after(error: Error, stored: u64) -> Self {
+        Failed::from(error).having_stored(stored)
+    }
+
+    /// So many messages of a streamed push were stored before.
+    pub(super) fn having_stored(self, stored: u64) -> Self {
         Failed {
             stored: Some(stored),
-            ..error.into()
+            ..self
         }
     }
 }

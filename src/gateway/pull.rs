@@ -35,6 +35,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The longest that `wait` may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
+/// The longest that `wait` may be as text, in bytes: of times near the end of 64 bits humantime 2.4 panics on
+/// some, and takes more than this to write each of them.
+const LONGEST_TIME: usize = 20;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Query {
@@ -66,6 +70,7 @@ impl Query {
         };
         let time = match text.parse() {
             Ok(seconds) => Some(Duration::from_secs(seconds)),
+            Err(_) if text.len() > LONGEST_TIME => None,
             Err(_) => humantime::parse_duration(text).ok(),
         };
         match time {
@@ -333,5 +338,43 @@ impl Pull {
         let mut out = Vec::new();
         Record::put_failed(&document(&error), &mut out);
         Ok(out.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(text: &str) -> Option<Duration> {
+        let query = Query {
+            frame: None,
+            follow: None,
+            from: None,
+            after: None,
+            before: None,
+            wait: Some(text.to_owned()),
+            limit: None,
+        };
+        query.wait().ok().flatten()
+    }
+
+    #[test]
+    fn a_time_to_wait_is_an_hour_at_most_however_it_is_written() {
+        assert_eq!(wait("0"), Some(Duration::ZERO));
+        assert_eq!(wait("90"), wait("1m 30s"));
+        assert_eq!(wait("59m 59s 1000ms"), Some(LONGEST_WAIT));
+        for text in [
+            "",
+            "-1",
+            "3601",
+            "1h 1s",
+            "584542046090y",
+            "18446744073709551616",
+            // These make humantime panic.
+            "18446744073709551615s 1000000000ns",
+            "5124095576030431h15s1000ms",
+        ] {
+            assert_eq!(wait(text), None, "{text}");
+        }
     }
 }

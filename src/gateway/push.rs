@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde::Deserialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Gateway;
 use super::access::Right;
@@ -31,6 +31,10 @@ const SILENCE: Duration = Duration::from_secs(20);
 
 /// The slowest that a body may come, in bytes a second, after the first [`SILENCE`].
 const SLOWEST: u64 = 16 << 10;
+
+/// The same two where others wait for the memory that is held for the body.
+const HASTE: Duration = Duration::from_secs(1);
+const BRISK: u64 = 512 << 10;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,16 +118,15 @@ impl Incoming<'_> {
     }
 
     async fn collect(&self, body: Body, length: usize, room: &mut Room) -> Result<Bytes, Failed> {
-        let since = Instant::now();
+        let mut since = Instant::now();
         let mut body = pin!(body);
         let mut all = BytesMut::new();
         loop {
-            let slowest = since + SILENCE + Duration::from_secs(all.len() as u64 / SLOWEST);
-            let frame = tokio::time::timeout(SILENCE, body.frame());
-            let Ok(Ok(frame)) = tokio::time::timeout_at(slowest, frame).await else {
-                let status = axum::http::StatusCode::REQUEST_TIMEOUT;
-                let error = Error::new(Kind::Unreachable, "the body comes too slowly");
-                return Err(Failed::with(status, error));
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                () = sleep(SILENCE) => return Err(too_slow()),
+                () = self.overdue(room, Some(since), all.len()) => return Err(too_slow()),
             };
             let Some(frame) = frame else {
                 return Ok(all.freeze());
@@ -131,15 +134,36 @@ impl Incoming<'_> {
             let Ok(data) = frame.map_err(cut)?.into_data() else {
                 continue;
             };
+            let asked = Instant::now();
             self.gateway
                 .rooms
                 .reserve(room, all.len() + data.len())
                 .await?;
+            // To wait for room is not to be slow.
+            since += asked.elapsed();
             if all.is_empty() {
                 // What is announced is believed so far; the rest grows as it comes.
                 all.reserve(length.min(1 << 20).max(data.len()));
             }
             all.extend_from_slice(&data);
+        }
+    }
+
+    /// Returns when a body, or a message of a stream, is late: it has begun at `since`, and `bytes` of it
+    /// have come, for which `room` is held. Between messages a stream may be silent for as long as it likes.
+    async fn overdue(&self, room: &Room, since: Option<Instant>, bytes: usize) {
+        let Some(since) = since else {
+            return std::future::pending().await;
+        };
+        let by = |grace: Duration, rate: u64| {
+            sleep_until(since + grace + Duration::from_secs_f64(bytes as f64 / rate as f64))
+        };
+        tokio::select! {
+            () = by(SILENCE, SLOWEST) => {}
+            () = async {
+                self.gateway.rooms.wanted(room).await;
+                by(HASTE, BRISK).await;
+            } => {}
         }
     }
 
@@ -161,6 +185,8 @@ impl Incoming<'_> {
             Ok::<_, Failed>(())
         };
         let mut room = Room::default();
+        // Since when room is held for a message that has not ended.
+        let mut since = None;
         let mut end = pin!(self.gateway.end());
         loop {
             let frame = tokio::select! {
@@ -170,6 +196,9 @@ impl Incoming<'_> {
                     return Err(Failed::after(error, pushed.count));
                 }
                 frame = body.frame() => frame,
+                () = self.overdue(&room, since, decoder.kept()) => {
+                    return Err(too_slow().having_stored(pushed.count));
+                }
             };
             let Some(frame) = frame else {
                 break;
@@ -178,6 +207,7 @@ impl Incoming<'_> {
             let Ok(mut piece) = frame.into_data() else {
                 continue;
             };
+            let before = pushed.count;
             while !piece.is_empty() {
                 let mut decoded = decoder.decode(&piece);
                 let contents = std::mem::take(&mut decoded.messages);
@@ -187,9 +217,15 @@ impl Incoming<'_> {
                 piece.advance(taken);
             }
             // A long message is gathered in memory that others wait for too.
-            match decoder.kept() {
-                0 => room = Room::default(),
-                kept => self.gateway.rooms.reserve(&mut room, kept).await?,
+            if pushed.count > before || decoder.kept() == 0 {
+                (room, since) = (Room::default(), None);
+            }
+            let asked = Instant::now();
+            let reserved = self.gateway.rooms.reserve(&mut room, decoder.kept()).await;
+            reserved.map_err(|error| Failed::after(error, pushed.count))?;
+            since = since.map(|since| since + asked.elapsed());
+            if room.is_held() {
+                since = since.or_else(|| Some(Instant::now()));
             }
         }
         let last = decoder
@@ -217,6 +253,52 @@ impl Incoming<'_> {
     }
 }
 
+fn too_slow() -> Failed {
+    let error = Error::new(Kind::Unreachable, "the body comes too slowly");
+    Failed::with(StatusCode::REQUEST_TIMEOUT, error)
+}
+
 fn cut(error: axum::Error) -> Error {
     Error::new(Kind::InvalidInput, "the body was cut").caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+    use futures_util::{StreamExt, stream};
+
+    use super::*;
+    use crate::backend::memory::Memory;
+    use crate::gateway::access::Access;
+    use crate::selector::Frame;
+
+    /// What a stream is answered that brings these pieces and then nothing, without an end.
+    async fn answer(pieces: &[&[u8]]) -> Result<StatusCode, tokio::time::error::Elapsed> {
+        let gateway = Gateway::new(Arc::new(Memory::new(64 << 20)), Access::open());
+        let pieces: Vec<std::io::Result<Bytes>> = pieces
+            .iter()
+            .map(|piece| Ok(Bytes::copy_from_slice(piece)))
+            .collect();
+        let incoming = Incoming {
+            gateway: &gateway,
+            pipe: &PipeName::new("topic").expect("a name"),
+            format: PushFormat::Framed(Frame::Line),
+            limit: MAX_MESSAGE,
+        };
+        let body = Body::from_stream(stream::iter(pieces).chain(stream::pending()));
+        let pushed = tokio::time::timeout(Duration::from_secs(3600), incoming.stream(body)).await?;
+        Ok(pushed.map_or_else(|failed| failed.into_response().status(), |_| StatusCode::OK))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_who_keeps_room_from_others_must_go_on() {
+        let long = vec![b'x'; 1 << 20];
+        let slow = Ok(StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(answer(&[&long]).await, slow);
+        assert_eq!(answer(&[b"one\n", &long, b"two\n", &long]).await, slow);
+        // Between messages, and with a few bytes of one, a stream may wait for hours.
+        assert!(answer(&[b"one\n"]).await.is_err());
+        assert!(answer(&[b"one\ntw"]).await.is_err());
+        assert!(answer(&[&long, &long, b"\ntw"]).await.is_err());
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::error::{Error, Kind, Result};
 
@@ -21,16 +21,61 @@ const UNIT: usize = 16 << 10;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) struct Rooms {
-    small: Arc<Semaphore>,
-    large: Arc<Semaphore>,
+    small: Pool,
+    large: Pool,
 }
 
 impl Default for Rooms {
     fn default() -> Self {
         Rooms {
-            small: Arc::new(Semaphore::new(FOR_SMALL / UNIT)),
-            large: Arc::new(Semaphore::new(FOR_LARGE / UNIT)),
+            small: Pool::new(FOR_SMALL),
+            large: Pool::new(FOR_LARGE),
         }
+    }
+}
+
+struct Pool {
+    free: Arc<Semaphore>,
+    /// How many wait for a part of it.
+    waiting: watch::Sender<usize>,
+}
+
+impl Pool {
+    fn new(bytes: usize) -> Self {
+        Pool {
+            free: Arc::new(Semaphore::new(bytes / UNIT)),
+            waiting: watch::Sender::new(0),
+        }
+    }
+
+    async fn take(&self, units: u32) -> Option<OwnedSemaphorePermit> {
+        if let Ok(taken) = Arc::clone(&self.free).try_acquire_many_owned(units) {
+            return Some(taken);
+        }
+        let _waits = Waits::new(&self.waiting);
+        let taken = Arc::clone(&self.free).acquire_many_owned(units);
+        tokio::time::timeout(PATIENCE, taken).await.ok()?.ok()
+    }
+
+    /// Returns when somebody waits.
+    async fn wanted(&self) {
+        drop(self.waiting.subscribe().wait_for(|count| *count > 0).await);
+    }
+}
+
+/// Counts one who waits, also if he is dropped meanwhile.
+struct Waits<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waits<'a> {
+    fn new(waiting: &'a watch::Sender<usize>) -> Self {
+        waiting.send_modify(|count| *count += 1);
+        Waits(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
@@ -41,7 +86,23 @@ pub(super) struct Room {
     large: Option<OwnedSemaphorePermit>,
 }
 
+impl Room {
+    /// Whether it is part of what others wait for.
+    pub(super) fn is_held(&self) -> bool {
+        self.small.is_some() || self.large.is_some()
+    }
+}
+
 impl Rooms {
+    /// Returns when somebody waits for what `room` holds.
+    pub(super) async fn wanted(&self, room: &Room) {
+        tokio::select! {
+            () = self.small.wanted(), if room.small.is_some() => {}
+            () = self.large.wanted(), if room.large.is_some() => {}
+            else => std::future::pending().await,
+        }
+    }
+
     /// Makes `room` large enough for `bytes`, as they really come.
     ///
     /// # Errors
@@ -56,16 +117,15 @@ impl Rooms {
         if missing == 0 {
             return Ok(());
         }
-        let more = Arc::clone(from).acquire_many_owned(missing as u32);
-        match tokio::time::timeout(PATIENCE, more).await {
-            Ok(Ok(more)) => {
+        match from.take(missing as u32).await {
+            Some(more) => {
                 match held {
                     Some(held) => held.merge(more),
                     None => *held = Some(more),
                 }
                 Ok(())
             }
-            _ => Err(Error::new(
+            None => Err(Error::new(
                 Kind::Unreachable,
                 "the gateway has no memory left for what is being sent to it",
             )),

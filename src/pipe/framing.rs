@@ -152,12 +152,19 @@ impl Decoder {
 
     fn counted(&self, piece: &Bytes) -> Decoded {
         let kept = self.partial.len();
-        let stream = self.with_partial(piece.clone());
         let mut decoded = Decoded {
             messages: Vec::new(),
             whole: 0,
             refused: None,
         };
+        if let Some(header) = self.partial.first_chunk::<HEADER>() {
+            // A long message that comes in small pieces is not copied for each of them.
+            let end = HEADER + u32::from_be_bytes(*header) as usize;
+            if kept + piece.len() < end {
+                return decoded;
+            }
+        }
+        let stream = self.with_partial(piece.clone());
         let mut at = 0;
         while let Some(header) = stream[at..].first_chunk::<HEADER>() {
             let length = u32::from_be_bytes(*header) as usize;

@@ -35,6 +35,7 @@ macro_rules! conformance {
                 a_limit_before_a_position_never_waits
                 the_end_is_behind_all_that_was_acknowledged
                 a_subscription_resumes_behind_a_position
+                nothing_stands_behind_the_greatest_number
                 positions_never_repeat_after_a_reset
                 positions_never_repeat_after_removal
                 a_reset_is_seen_by_other_clients
@@ -424,6 +425,19 @@ pub(crate) async fn a_subscription_resumes_behind_a_position<S: Store>(store: S)
         let mut source = source(&store.client(), Start::After(message.position)).await;
         assert_eq!(rest(&mut *source).await, messages[at + 1..]);
     }
+}
+
+pub(crate) async fn nothing_stands_behind_the_greatest_number<S: Store>(store: S) {
+    let client = store.client();
+    let mut pusher = Pusher::new(Arc::clone(&client));
+    let last = pusher.push(&["a", "b"]).await;
+    let start = Start::After(Position::new(last.epoch(), u64::MAX));
+    let mut behind = source(&client, start).await;
+    assert!(rest(&mut *behind).await.is_empty());
+    // The greatest position before another incarnation is of this form.
+    let start = Start::After(Position::new(last.epoch(), 0).before());
+    let mut all = source(&client, start).await;
+    assert_eq!(texts(&rest(&mut *all).await), ["a", "b"]);
 }
 
 pub(crate) async fn positions_never_repeat_after_a_reset<S: Store>(store: S) {

@@ -4,5 +4,8 @@
 mod gateway;
 
 mod access;
+mod badinput;
 mod curl;
 mod load;
+mod openapi;
+mod raw;

@@ -46,7 +46,7 @@ impl Cursor {
     pub(super) fn new(store: Arc<Store>, pipe: PipeName, start: Start) -> Self {
         let (epoch, next) = match start {
             Start::Oldest => (0, 0),
-            Start::After(position) => (position.epoch(), position.seq() + 1),
+            Start::After(position) => (position.epoch(), position.seq().saturating_add(1)),
         };
         Cursor {
             store,
