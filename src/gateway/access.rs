@@ -1,5 +1,6 @@
 //! Who may do what: bearer tokens (RFC 6750), each with its rights.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -100,12 +101,22 @@ struct Token {
 #[derive(Default)]
 pub struct Access {
     tokens: Vec<Token>,
+    /// Without tokens: whether web pages are kept out, which a browser on this host would let in.
+    local: bool,
 }
 
 impl Access {
     /// Everybody may do everything.
     pub fn open() -> Self {
         Access::default()
+    }
+
+    /// Every program on this host may do everything, but no web page that a browser on it shows.
+    pub fn local() -> Self {
+        Access {
+            local: true,
+            ..Access::default()
+        }
     }
 
     /// Reads tokens from a file: on each line a token, then `full` (the default), `read` or `push`, then a
@@ -154,7 +165,10 @@ impl Access {
         if tokens.is_empty() {
             return Err(Error::new(Kind::InvalidInput, "there is no token in it"));
         }
-        Ok(Access { tokens })
+        Ok(Access {
+            tokens,
+            local: false,
+        })
     }
 
     /// What the caller may do who sent these headers; `None` if he is not let in.
@@ -180,6 +194,33 @@ impl Access {
     }
 }
 
+/// Whether a browser sends this for a page of somebody else: it says so itself (W3C Fetch Metadata), or by a
+/// foreign origin, or it believes that this host has the name of that page's (DNS rebinding).
+fn is_of_a_page(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let host = text(header::HOST.as_str()).unwrap_or_default();
+    let site = text("sec-fetch-site");
+    let origin = text(header::ORIGIN.as_str());
+    let foreign = match (site, origin) {
+        (Some(site), _) => site == "cross-site" || site == "same-site",
+        (None, Some(origin)) => origin
+            .split_once("://")
+            .is_none_or(|(_, from)| from != host),
+        (None, None) => false,
+    };
+    foreign || !is_local(host)
+}
+
+/// Whether a Host header names this host by address, or by a name that no DNS server gives.
+fn is_local(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name.is_empty() || name == "localhost" || address.parse::<IpAddr>().is_ok()
+}
+
 fn digest(token: &[u8]) -> [u8; 32] {
     Sha256::digest(token).into()
 }
@@ -191,9 +232,15 @@ pub(super) async fn admit(
     mut request: Request,
     next: Next,
 ) -> Response {
+    let access = gateway.access();
     let grant = match request.uri().path() {
         "/healthz" | "/openapi.json" => Some(Grant::ALL),
-        _ => gateway.access().grant(request.headers()),
+        _ if access.local && is_of_a_page(request.headers()) => {
+            let why = "this looks like a web page's request; a gateway without tokens takes none \
+                       (--token-file lets in who knows one, --insecure everybody)";
+            return Failed::from(Error::new(Kind::Denied, why)).into_response();
+        }
+        _ => access.grant(request.headers()),
     };
     match grant {
         Some(grant) => {
@@ -265,6 +312,33 @@ pushpushpushpush push app-\n";
                 .is_none()
         );
         assert!(Access::open().grant(&HeaderMap::new()).is_some());
+    }
+
+    #[test]
+    fn a_page_of_another_site_is_told_from_a_program() {
+        let of_a_page = |pairs: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.insert(*name, value.parse().expect("a value"));
+            }
+            is_of_a_page(&headers)
+        };
+        for host in [
+            "127.0.0.1:7070",
+            "localhost:7070",
+            "[::1]:7070",
+            "localhost",
+            "",
+        ] {
+            assert!(!of_a_page(&[("host", host)]), "{host}");
+        }
+        assert!(of_a_page(&[("host", "evil.example:7070")]));
+        let here = ("host", "127.0.0.1:7070");
+        assert!(of_a_page(&[here, ("origin", "http://evil.example")]));
+        assert!(of_a_page(&[here, ("origin", "null")]));
+        assert!(of_a_page(&[here, ("sec-fetch-site", "cross-site")]));
+        assert!(!of_a_page(&[here, ("origin", "http://127.0.0.1:7070")]));
+        assert!(!of_a_page(&[here, ("sec-fetch-site", "none")]));
     }
 
     #[test]

@@ -76,7 +76,8 @@ fn announce(url: &str) {
 fn access(args: &ServeArgs) -> Result<Access> {
     match &args.token_file {
         Some(path) => Access::from_file(path),
-        None => Ok(Access::open()),
+        None if args.insecure || args.tls_client_ca.is_some() => Ok(Access::open()),
+        None => Ok(Access::local()),
     }
 }
 

@@ -221,3 +221,25 @@ fn one_connection_too_many_waits_until_there_is_room() {
     followers.pop();
     assert_eq!(get(&messages, &[]), "one\n");
 }
+
+#[test]
+fn a_web_page_cannot_use_a_gateway_that_needs_no_token() {
+    let push = |gateway: &Gateway, header: &str| {
+        let messages = format!("{}v1/pipes/topic/messages", gateway.url());
+        let pushed = curl(&["-d", "x", "-H", header, &messages]).0;
+        let pulled = curl(&["-H", header, &messages]).0;
+        (pushed, pulled)
+    };
+    let gateway = Gateway::start("memory:", &[]);
+    for header in [
+        "Origin: http://evil.example",
+        "Sec-Fetch-Site: cross-site",
+        "Host: evil.example:7070",
+    ] {
+        assert_eq!(push(&gateway, header), (403, 403), "{header}");
+    }
+    assert_eq!(push(&gateway, "Host: localhost:7070"), (200, 200));
+    // Who says that everybody may come in means it.
+    let gateway = Gateway::start("memory:", &["--insecure"]);
+    assert_eq!(push(&gateway, "Origin: http://evil.example"), (200, 200));
+}

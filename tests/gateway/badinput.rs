@@ -9,7 +9,8 @@ use crate::raw::{DEADLINE, Raw};
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 fn push(head: &str, body: &str) -> Vec<u8> {
-    format!("POST /v1/pipes/bad/messages HTTP/1.1\r\nHost: x\r\n{head}\r\n{body}").into_bytes()
+    format!("POST /v1/pipes/bad/messages HTTP/1.1\r\nHost: localhost\r\n{head}\r\n{body}")
+        .into_bytes()
 }
 
 /// Anybody else pushes and pulls as if nothing were.
@@ -19,11 +20,11 @@ fn assert_well(gateway: &Gateway, what: &str) {
     let text = format!("{what:?}\n");
     let length = text.len();
     let request = format!(
-        "POST /v1/pipes/well/messages HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{text}"
+        "POST /v1/pipes/well/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{text}"
     );
     let pushed = other.send(request.as_bytes()).answer();
     assert_eq!(pushed.expect(what).status, 200, "{what}");
-    let request = "GET /v1/pipes/well/messages HTTP/1.1\r\nHost: x\r\n\r\n";
+    let request = "GET /v1/pipes/well/messages HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let pulled = other.send(request.as_bytes()).answer().expect(what);
     assert!(pulled.body.contains(&text), "{what}: {}", pulled.body);
     assert!(since.elapsed() < AT_ONCE, "{what}: {:?}", since.elapsed());
@@ -31,7 +32,7 @@ fn assert_well(gateway: &Gateway, what: &str) {
 
 /// How many messages came of what is bad.
 fn stored(gateway: &Gateway) -> usize {
-    let request = "GET /v1/pipes/bad/messages HTTP/1.1\r\nHost: x\r\n\r\n";
+    let request = "GET /v1/pipes/bad/messages HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let pulled = Raw::open(gateway).send(request.as_bytes()).answer();
     pulled.expect("an answer").body.matches("bad!").count()
 }
@@ -71,11 +72,11 @@ fn what_is_no_http_is_refused() {
         ),
         (
             "NUL in a path",
-            b"GET /v1/pipes/a\0b HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
+            b"GET /v1/pipes/a\0b HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
         ),
         (
             "NUL in a header",
-            b"GET /v1/pipes HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n\r\n".to_vec(),
+            b"GET /v1/pipes HTTP/1.1\r\nHost: localhost\r\nA: b\0c\r\n\r\n".to_vec(),
         ),
         (
             "a bare newline in a header",
@@ -89,7 +90,14 @@ fn what_is_no_http_is_refused() {
 #[test]
 fn names_and_queries_that_are_no_text_are_refused() {
     let gateway = Gateway::start("memory:", &[]);
-    let get = |path: &[u8]| [b"GET /v1/pipes/", path, b" HTTP/1.1\r\nHost: x\r\n\r\n"].concat();
+    let get = |path: &[u8]| {
+        [
+            b"GET /v1/pipes/",
+            path,
+            b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        ]
+        .concat()
+    };
     let cases = [
         ("%ff", get(b"%ff")),
         ("%ff in front of a path", get(b"%ff/messages")),
@@ -120,11 +128,11 @@ fn long_heads_are_refused() {
         ("many headers", push(&many, "bad!\n")),
         (
             "a long path",
-            format!("GET /{long} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes(),
+            format!("GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes(),
         ),
         (
             "a long method",
-            format!("{long} / HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes(),
+            format!("{long} / HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes(),
         ),
         ("a header without an end", endless.into_bytes()),
     ];
@@ -197,7 +205,7 @@ fn a_body_with_two_framings_ends_its_connection() {
     let gateway = Gateway::start("memory:", &[]);
     assert_well(&gateway, "before");
     // What a proxy that believes the length takes for the body is a request to others.
-    let hidden = "DELETE /v1/pipes/well/messages HTTP/1.1\r\nHost: x\r\n\r\n";
+    let hidden = "DELETE /v1/pipes/well/messages HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for order in [
         "Content-Length: 100\r\nTransfer-Encoding: chunked\r\n",
         "Transfer-Encoding: chunked\r\nContent-Length: 100\r\n",
@@ -208,7 +216,7 @@ fn a_body_with_two_framings_ends_its_connection() {
         assert!(answer.body.contains("\"count\":0"), "{}", answer.body);
         assert!(raw.is_closed(), "{order}");
     }
-    let request = b"GET /v1/pipes/well/messages HTTP/1.1\r\nHost: x\r\n\r\n";
+    let request = b"GET /v1/pipes/well/messages HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let pulled = Raw::open(&gateway)
         .send(request)
         .answer()
@@ -255,9 +263,11 @@ fn requests_in_one_piece_are_answered_in_order() {
         let text = format!("{number:03}\n");
         all.extend(push("Content-Length: 4\r\n", &text));
         let after = format!("messages?after=0-{number}");
-        all.extend(format!("GET /v1/pipes/bad/{after} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes());
+        all.extend(
+            format!("GET /v1/pipes/bad/{after} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes(),
+        );
     }
-    all.extend(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\nnonsense\r\n\r\n");
+    all.extend(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\nnonsense\r\n\r\n");
     let mut raw = Raw::open(&gateway);
     raw.send(&all);
     for _ in 0..50 {
@@ -273,7 +283,7 @@ fn requests_in_one_piece_are_answered_in_order() {
 #[test]
 fn who_is_slow_holds_up_nobody() {
     let gateway = Gateway::start("memory:", &[]);
-    let head = b"GET /v1/pipes HTTP/1.1\r\nHost: x\r\nX-Slow: ";
+    let head = b"GET /v1/pipes HTTP/1.1\r\nHost: localhost\r\nX-Slow: ";
     let body = push("Content-Length: 1000000\r\n", "slow\n");
     let stream = push("Transfer-Encoding: chunked\r\n", "ffff\r\nslow");
     let mut slow: Vec<Raw> = (0..100).map(|_| Raw::open(&gateway)).collect();
@@ -326,7 +336,7 @@ fn odd_requests_are_answered() {
         ),
     ] {
         let since = Instant::now();
-        let bytes = format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let bytes = format!("{request} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let answer = Raw::open(&gateway)
             .send(bytes.as_bytes())
             .answer_to(request);
@@ -365,12 +375,12 @@ fn who_stops_within_a_long_body_makes_room_for_others() {
         for length in [10, 100_000, length] {
             let text = "y".repeat(length);
             let request = format!(
-                "POST /v1/pipes/well/messages HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{text}"
+                "POST /v1/pipes/well/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{text}"
             );
             let pushed = Raw::open(&gateway).send(request.as_bytes()).answer();
             assert_eq!(pushed.expect("an answer").status, 200, "{length}");
         }
-        let reset = b"DELETE /v1/pipes/well/messages HTTP/1.1\r\nHost: x\r\n\r\n";
+        let reset = b"DELETE /v1/pipes/well/messages HTTP/1.1\r\nHost: localhost\r\n\r\n";
         let reset = Raw::open(&gateway).send(reset).answer();
         assert_eq!(reset.expect("an answer").status, 200);
         // Where nobody needs their room they have longer than this.
