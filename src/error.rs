@@ -136,7 +136,11 @@ impl fmt::Display for Error {
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
             write!(f, ": {error}")?;
-            cause = error.source();
+            // One of ours has told its own causes.
+            cause = match error.is::<Error>() {
+                true => None,
+                false => error.source(),
+            };
         }
         Ok(())
     }
@@ -162,6 +166,11 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "writing the store: No space left on device (os error 28)"
+        );
+        let outer = Error::new(Kind::TimedOut, "pushing").caused_by(error);
+        assert_eq!(
+            outer.to_string(),
+            "pushing: writing the store: No space left on device (os error 28)"
         );
     }
 }

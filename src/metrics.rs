@@ -72,10 +72,10 @@ pub static PULLED_BYTES: Metric = Metric::counter(
 /// Resets and removals.
 pub static RESETS: Metric =
     Metric::counter("dnpipes_resets_total", "Resets and removals of pipes.");
-/// Pushes that were known already.
-pub static REPEATED: Metric = Metric::counter(
-    "dnpipes_repeated_pushes_total",
-    "Pushes that came again under an identity that was seen before.",
+/// Pushes that may have come before.
+pub static SEARCHED: Metric = Metric::counter(
+    "dnpipes_searched_pushes_total",
+    "Pushes under an identity that may have come before, which were searched for.",
 );
 /// Requests that failed by the caller's fault.
 pub static REFUSED: Metric = Metric::counter(
@@ -99,7 +99,7 @@ const ALL: [&Metric; 10] = [
     &PULLED,
     &PULLED_BYTES,
     &RESETS,
-    &REPEATED,
+    &SEARCHED,
     &REFUSED,
     &FAILED,
     &CONNECTIONS,

@@ -250,7 +250,7 @@ pub(super) async fn admit(
         None => {
             let error = Error::new(
                 Kind::Denied,
-                "a token is needed: Authorization: Bearer TOKEN",
+                "a known token is needed: Authorization: Bearer TOKEN",
             );
             let mut response = Failed::with(StatusCode::UNAUTHORIZED, error).into_response();
             let challenge = HeaderValue::from_static("Bearer realm=\"dnpipes\"");

@@ -1,17 +1,20 @@
 //! Pushes that come twice.
 //!
 //! A client that has lost its connection repeats a push under its old identity on another one. The first
-//! request may still be on its way, and even arrive after the second: so of each producer the last number
-//! that was seen here is remembered, and a request that comes late is not taken for a new one. A gateway
-//! that was started anew has no connections of old from which one could come.
+//! request may still be on its way, arrive after the second, or at the same time. So of each producer the last
+//! number that was seen here is remembered, a request that comes late is not taken for a new one, and a
+//! producer's pushes are made one after the other. A gateway that was started anew has no connections of old
+//! from which one could come.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::OwnedMutexGuard;
 
 use crate::error::{Error, Kind, Result};
 use crate::message::{Producer, PushId};
 
-/// How many producers are remembered; some 10 MiB.
+/// How many producers are remembered; some 15 MiB.
 const PRODUCERS: usize = 65_536;
 
 #[derive(Default)]
@@ -19,54 +22,69 @@ pub(super) struct Identities(Mutex<Seen>);
 
 #[derive(Default)]
 struct Seen {
-    last: HashMap<Producer, u64>,
+    last: HashMap<Producer, Last>,
     /// In the order of their first push, for forgetting the oldest.
     order: VecDeque<Producer>,
 }
 
+/// The last number that a producer has pushed; 0 before the first.
+type Last = Arc<tokio::sync::Mutex<u64>>;
+
+/// A producer's turn, for as long as a push takes.
+pub(super) struct Turn(OwnedMutexGuard<u64>);
+
 impl Identities {
-    /// Notes a push that has come, and says whether an earlier one of the same identity has to be searched
-    /// for. `first`: its sender takes it for the first try.
+    /// Waits until no other push of its producer is under way. The body must have come: a request that
+    /// stops half-way must not keep the turn.
+    pub(super) async fn turn(&self, id: PushId) -> Turn {
+        let last = {
+            let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match seen.last.get(&id.producer) {
+                Some(last) => Arc::clone(last),
+                None => seen.remember(id.producer),
+            }
+        };
+        Turn(last.lock_owned().await)
+    }
+}
+
+impl Turn {
+    /// Notes the push, and says whether an earlier one of the same identity has to be searched for. `first`:
+    /// its sender takes it for the first try.
     ///
     /// # Errors
     /// `Interrupted` for a first try that comes after a later push of the same producer: its sender has
     /// given it up.
-    pub(super) fn note(&self, id: PushId, first: bool) -> Result<PushId> {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = match seen.last.get_mut(&id.producer) {
-            Some(last) => Some(std::mem::replace(last, id.seq.max(*last))),
-            None => {
-                seen.remember(id);
-                None
-            }
-        };
-        match last {
-            Some(last) if first && id.seq < last => Err(Error::new(
+    pub(super) fn note(&mut self, id: PushId, first: bool) -> Result<PushId> {
+        let last = *self.0;
+        *self.0 = id.seq.max(last);
+        if !first || id.seq == last {
+            return Ok(id.again());
+        }
+        if id.seq < last {
+            return Err(Error::new(
                 Kind::Interrupted,
                 "a push that was given up came late; it is not stored",
-            )),
-            Some(last) if first && id.seq > last => Ok(PushId {
-                repeated: false,
-                ..id
-            }),
-            None if first => Ok(PushId {
-                repeated: false,
-                ..id
-            }),
-            _ => Ok(id.again()),
+            ));
         }
+        Ok(PushId {
+            repeated: false,
+            ..id
+        })
     }
 }
 
 impl Seen {
-    fn remember(&mut self, id: PushId) {
-        self.last.insert(id.producer, id.seq);
-        self.order.push_back(id.producer);
+    fn remember(&mut self, producer: Producer) -> Last {
+        let last = Last::default();
+        self.last.insert(producer, Arc::clone(&last));
+        self.order.push_back(producer);
         if self.order.len() > PRODUCERS
             && let Some(oldest) = self.order.pop_front()
         {
             self.last.remove(&oldest);
         }
+        last
     }
 }
 
@@ -78,34 +96,54 @@ mod tests {
         PushId::first(Producer::from_bytes(producer.to_be_bytes()), seq).again()
     }
 
-    #[test]
-    fn only_a_first_try_that_is_new_is_not_searched_for() {
-        let seen = Identities::default();
-        let repeated = |id, first| seen.note(id, first).expect("taken").repeated;
-        assert!(!repeated(id(1, 1), true));
-        assert!(repeated(id(1, 1), false), "a repeat");
-        assert!(
-            repeated(id(1, 1), true),
-            "a first try that arrives behind it"
-        );
-        assert!(!repeated(id(1, 2), true));
-        assert!(repeated(id(2, 5), false), "who says nothing may repeat");
-        assert!(repeated(id(2, 5), true));
+    async fn repeated(seen: &Identities, id: PushId, first: bool) -> Result<bool> {
+        let noted = seen.turn(id).await.note(id, first);
+        noted.map(|id| id.repeated)
     }
 
-    #[test]
-    fn what_was_given_up_is_not_stored_late_but_may_be_asked_for_again() {
+    #[tokio::test]
+    async fn only_a_first_try_that_is_new_is_not_searched_for() {
         let seen = Identities::default();
-        seen.note(id(1, 7), true).expect("new");
-        assert!(seen.note(id(1, 6), true).is_err());
-        assert!(seen.note(id(1, 6), false).expect("asked for").repeated);
+        for (id, first, searched) in [
+            (id(1, 1), true, false),
+            // A repeat, then a first try that arrives behind it.
+            (id(1, 1), false, true),
+            (id(1, 1), true, true),
+            (id(1, 2), true, false),
+            // Who says nothing may repeat.
+            (id(2, 5), false, true),
+            (id(2, 5), true, true),
+        ] {
+            let noted = repeated(&seen, id, first).await;
+            assert_eq!(noted.expect("taken"), searched, "{id:?} {first}");
+        }
     }
 
-    #[test]
-    fn the_oldest_producers_are_forgotten() {
+    #[tokio::test]
+    async fn what_was_given_up_is_not_stored_late_but_may_be_asked_for_again() {
+        let seen = Identities::default();
+        repeated(&seen, id(1, 7), true).await.expect("new");
+        assert!(repeated(&seen, id(1, 6), true).await.is_err());
+        assert!(repeated(&seen, id(1, 6), false).await.expect("asked for"));
+    }
+
+    #[tokio::test]
+    async fn a_producer_has_one_push_under_way_and_holds_up_no_other() {
+        let seen = Identities::default();
+        let turn = seen.turn(id(1, 1)).await;
+        let soon = std::time::Duration::from_millis(20);
+        let second = tokio::time::timeout(soon, seen.turn(id(1, 1))).await;
+        assert!(second.is_err());
+        seen.turn(id(2, 1)).await;
+        drop(turn);
+        seen.turn(id(1, 1)).await;
+    }
+
+    #[tokio::test]
+    async fn the_oldest_producers_are_forgotten() {
         let seen = Identities::default();
         for producer in 0..=PRODUCERS as u128 {
-            seen.note(id(producer, 1), true).expect("new");
+            repeated(&seen, id(producer, 1), true).await.expect("new");
         }
         let seen = seen.0.lock().expect("lock");
         assert_eq!(seen.last.len(), PRODUCERS);

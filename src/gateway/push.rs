@@ -65,17 +65,9 @@ pub(super) async fn push(
     };
     let pushed = match (length, headers.get(KEY)) {
         (Some(length), key) => {
-            let id = match key {
-                Some(key) => {
-                    let first = headers.get(ATTEMPT).is_some_and(|value| value == FIRST);
-                    gateway.identities.note(identity(key.as_bytes())?, first)?
-                }
-                None => PushId::first(Producer::random()?, 1),
-            };
-            if id.repeated {
-                metrics::REPEATED.add(1);
-            }
-            incoming.whole(id, body, length).await?
+            let key = key.map(|key| identity(key.as_bytes())).transpose()?;
+            let first = headers.get(ATTEMPT).is_some_and(|value| value == FIRST);
+            incoming.whole(key, first, body, length).await?
         }
         (None, Some(_)) => {
             let why = format!("a push with an {KEY} needs a Content-Length");
@@ -94,8 +86,14 @@ struct Incoming<'a> {
 }
 
 impl Incoming<'_> {
-    /// Pushes the body as one batch.
-    async fn whole(&self, id: PushId, body: Body, length: usize) -> Result<Pushed, Failed> {
+    /// Pushes the body as one batch, under the identity of its key, if it has one.
+    async fn whole(
+        &self,
+        key: Option<PushId>,
+        first: bool,
+        body: Body,
+        length: usize,
+    ) -> Result<Pushed, Failed> {
         if length > MAX_BODY {
             let why = format!("a body of {length} bytes is over the limit of {MAX_BODY}");
             return Err(Error::new(Kind::TooLong, why).into());
@@ -110,11 +108,22 @@ impl Incoming<'_> {
         let mut contents = decoded.messages.clone();
         decoder.accept(&body, decoded, false)?;
         contents.extend(decoder.finish()?);
-        let (last, count) = self.store(id, contents).await?;
-        Ok(Pushed {
-            position: last,
-            count,
-        })
+        let Some(key) = key else {
+            let id = PushId::first(Producer::random()?, 1);
+            return self.stored(id, contents).await;
+        };
+        // Held until the push is made, so that one of the same key finds it.
+        let mut turn = self.gateway.identities.turn(key).await;
+        let id = turn.note(key, first)?;
+        if id.repeated {
+            metrics::SEARCHED.add(1);
+        }
+        self.stored(id, contents).await
+    }
+
+    async fn stored(&self, id: PushId, contents: Vec<Bytes>) -> Result<Pushed, Failed> {
+        let (position, count) = self.store(id, contents).await?;
+        Ok(Pushed { position, count })
     }
 
     async fn collect(&self, body: Body, length: usize, room: &mut Room) -> Result<Bytes, Failed> {

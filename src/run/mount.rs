@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::daemon::{self, Side, Starter};
 use super::{Outcome, raise_file_limit, runtime, source_or_default};
-use crate::backend::{self, retry::Retry};
+use crate::backend::{self, Backend, retry::Retry};
 use crate::cli::MountArgs;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::fs::session::{self, Mount, Options, Place};
 
 /// Threads of the runtime: on two cores as many again, so that one that waits for a slow disk leaves some.
@@ -17,6 +17,9 @@ const THREADS: usize = 4;
 
 /// How long open files are waited for after the mountpoint is free.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// How long a remote backend is waited for before it is mounted all the same.
+const ASK: Duration = Duration::from_secs(2);
 
 /// What ends a mount.
 enum Event {
@@ -57,11 +60,15 @@ struct Running {
 fn start(args: MountArgs) -> Result<Running> {
     let source = source_or_default(args.place.source)?;
     raise_file_limit();
-    let backend = Retry::new(backend::open(&source)?, args.timeout);
+    let direct = backend::open(&source)?;
+    let backend = Retry::new(Arc::clone(&direct), args.timeout);
     // Only now, so that a signal ends a program that is still waiting for its store; and before any thread
     // is started, so that every thread leaves them to the one that waits for them.
     block_signals()?;
     let runtime = runtime(THREADS)?;
+    if direct.caps().remote {
+        runtime.block_on(ask(&*direct))?;
+    }
     // SAFETY: neither call can fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
     let options = Options {
@@ -96,6 +103,19 @@ fn start(args: MountArgs) -> Result<Running> {
         mount,
         events,
     })
+}
+
+/// Asks a remote backend something, so that what would keep every call from working is told now. One that
+/// cannot be reached yet may be there later.
+async fn ask(backend: &dyn Backend) -> Result<()> {
+    let error = match tokio::time::timeout(ASK, backend.list()).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) if error.kind() != Kind::Unreachable => return Err(error),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {ASK:?}"),
+    };
+    log::warn!("mounting what cannot be reached yet: {error}");
+    Ok(())
 }
 
 impl Running {

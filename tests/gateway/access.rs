@@ -243,3 +243,42 @@ fn a_web_page_cannot_use_a_gateway_that_needs_no_token() {
     let gateway = Gateway::start("memory:", &["--insecure"]);
     assert_eq!(push(&gateway, "Origin: http://evil.example"), (200, 200));
 }
+
+#[test]
+fn what_no_further_try_helps_against_fails_at_once_and_says_why() {
+    let certificates = Certificates::new();
+    let flags = certificates.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let plain = Gateway::start("memory:", &[]);
+    let flags = [&flags, &["--insecure"][..]].concat();
+    let secure = Gateway::start_at("memory:", &flags, "0.0.0.0:0", &[]);
+    let others = Certificates::new();
+    let (ca, wrong) = (text(&certificates.ca()), text(&others.ca()));
+    let url = secure.url().replace("0.0.0.0", "127.0.0.1");
+    for (source, why) in [
+        (format!("{url}?ca={wrong}"), "no trust"),
+        (
+            format!("{}?ca={ca}", url.replace("127.0.0.1", "127.0.0.2")),
+            "no trust",
+        ),
+        (url.replace("https", "http"), "is this an https port?"),
+        (
+            format!("{}?ca={ca}", plain.url().replace("http", "https")),
+            "is this an http port?",
+        ),
+        (
+            format!("{url}?ca={}", text(&certificates.file("gateway.key"))),
+            "no certificate in it",
+        ),
+    ] {
+        let since = Instant::now();
+        let output = Command::new(env!("CARGO_BIN_EXE_dnpipes"))
+            .args(["ls", "--source", &source])
+            .output()
+            .expect("dnpipes runs");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{source}");
+        assert!(errors.contains(why), "{source}: {errors}");
+        assert!(since.elapsed() < Duration::from_secs(10), "{source}");
+    }
+}

@@ -304,7 +304,7 @@ fn a_push_with_a_key_is_stored_once_also_after_a_restart() {
     assert_eq!(get(&messages, &[]), "order\norder\n");
     let metrics = get(&format!("{}metrics", gateway.url()), &[]);
     assert!(
-        metrics.contains("\ndnpipes_repeated_pushes_total 2\n"),
+        metrics.contains("\ndnpipes_searched_pushes_total 2\n"),
         "{metrics}"
     );
 }

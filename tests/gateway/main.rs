@@ -9,3 +9,4 @@ mod curl;
 mod load;
 mod openapi;
 mod raw;
+mod twice;

@@ -192,6 +192,30 @@ fn a_follower_of_a_store_in_memory_goes_on_with_the_next_one_after_a_crash() {
     assert_eq!((lines.len(), lines[100].as_str()), (101, "after"));
 }
 
+#[test]
+fn a_mount_that_could_never_work_says_why_and_one_of_a_gateway_to_come_works_later() {
+    let store = Store::new();
+    let tokens = store.folder().join("tokens");
+    fs::write(&tokens, "a-token-that-is-known\n").expect("the tokens");
+    let gateway = Gateway::start("memory:", &["--token-file", tokens.to_str().expect("text")]);
+    let folder = tempfile::tempdir().expect("a mountpoint");
+    let mut command = Command::new(crate::support::DNPIPES);
+    command
+        .args(["mount", "--daemon", gateway.url()])
+        .arg(folder.path())
+        .env("DNPIPES_TOKEN", "some-other-token-here");
+    let output = finish(&mut command);
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("a known token is needed"), "{errors}");
+    // A port that is known, and not served yet.
+    let listen = format!("127.0.0.1:{}", free_port());
+    let mount = Mount::new(&format!("http://{listen}/"), &[]);
+    assert!(mount.log().contains("cannot be reached yet"));
+    let _gateway = Gateway::start_at("memory:", &[], &listen, &[]);
+    mount.out("echo hello > topic; cat topic");
+}
+
 /// Two hosts: network namespaces joined by a cable.
 struct Hosts {
     near: String,
@@ -363,6 +387,34 @@ fn a_writer_that_is_cut_off_gets_its_errno_within_the_timeout() {
         );
         assert_eq!(lines.last().map(String::as_str), Some("third"));
     }
+}
+
+#[test]
+fn a_child_that_closes_what_it_inherited_does_not_wait_for_a_push_that_waits() {
+    let gateway = Gateway::start("memory:", &[]);
+    let mount = Mount::new(gateway.url(), &["--timeout", "20s"]);
+    mount.out("touch topic");
+    gateway.signal(libc::SIGSTOP);
+    let mut shell = mount.spawn(
+        "exec 7> topic
+         echo held >&7 &
+         while ! grep -q fuse_ /proc/$!/wchan 2> /dev/null && ! grep -q request_wait /proc/$!/wchan; do :; done
+         true 7>&-
+         bash -c true
+         echo free
+         wait",
+    );
+    let since = Instant::now();
+    assert_eq!(shell.line(), "free");
+    assert!(
+        since.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        since.elapsed()
+    );
+    gateway.signal(libc::SIGCONT);
+    let output = shell.finish();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(mount.lines("topic"), ["held"]);
 }
 
 /// nginx in front of a gateway.

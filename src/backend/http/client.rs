@@ -51,8 +51,13 @@ impl Client {
             .tcp_user_timeout(ANSWER)
             .pool_idle_timeout(Duration::from_secs(30));
         if let Some(ca) = &url.ca {
-            let certificates = Certificate::from_pem_bundle(&read(ca)?);
-            builder = builder.tls_certs_only(certificates.map_err(|error| bad_file(ca, error))?);
+            let certificates =
+                Certificate::from_pem_bundle(&read(ca)?).map_err(|error| bad_file(ca, error))?;
+            if certificates.is_empty() {
+                let why = format!("{}: there is no certificate in it", ca.display());
+                return Err(Error::new(Kind::InvalidInput, why));
+            }
+            builder = builder.tls_certs_only(certificates);
         }
         if let (Some(cert), Some(key)) = (&url.cert, &url.key) {
             let mut pem = read(cert)?;
@@ -160,13 +165,11 @@ impl Client {
     /// What a failed request means.
     pub(super) fn failed(&self, error: reqwest::Error) -> Error {
         let connecting = error.is_connect();
-        let wrong = error.is_builder() || error.is_redirect() || certificate_is_bad(&error);
-        let kind = if wrong {
-            Kind::Denied
-        } else {
-            Kind::Unreachable
+        let (kind, context) = match why_in_vain(&error) {
+            Some((kind, why)) => (kind, format!("{}: {why}", self.base)),
+            None => (Kind::Unreachable, self.base.to_string()),
         };
-        let failed = Error::new(kind, self.base.to_string()).caused_by(error.without_url());
+        let failed = Error::new(kind, context).caused_by(error.without_url());
         match connecting {
             // Nothing was sent.
             true => failed,
@@ -175,23 +178,33 @@ impl Client {
     }
 }
 
-/// Whether the other side is not who it should be: trying again does not help.
-fn certificate_is_bad(error: &reqwest::Error) -> bool {
+/// What no further try helps against: the other side is not who it should be, or speaks something else.
+fn why_in_vain(error: &reqwest::Error) -> Option<(Kind, &'static str)> {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        let tls = error.downcast_ref::<rustls::Error>().or_else(|| {
-            let inner = error.downcast_ref::<std::io::Error>()?.get_ref()?;
-            inner.downcast_ref::<rustls::Error>()
-        });
-        if let Some(tls) = tls {
-            return matches!(
-                tls,
-                rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)
-            );
+        if let Some(tls) = tls_error(error) {
+            return match tls {
+                rustls::Error::InvalidCertificate(_) => Some((Kind::Denied, "no trust")),
+                rustls::Error::AlertReceived(_) => Some((Kind::Denied, "refused by the gateway")),
+                rustls::Error::InvalidMessage(_) => Some((Kind::Io, "is this an http port?")),
+                _ => None,
+            };
+        }
+        if error.to_string().starts_with("invalid HTTP") {
+            return Some((Kind::Io, "is this an https port?"));
         }
         cause = error.source();
     }
-    false
+    None
+}
+
+/// The TLS error that this is, however often an I/O error was made of it.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return Some(tls);
+    }
+    let inner = error.downcast_ref::<std::io::Error>()?.get_ref()?;
+    tls_error(inner)
 }
 
 /// The answer's failure, typed.
