@@ -1,7 +1,7 @@
 //! The writing side of an open file: partial lines for each writing process, and the pushes.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::Mutex;
@@ -21,8 +21,6 @@ pub struct Writer {
     frame: Frame,
     limit: usize,
     state: Mutex<State>,
-    /// Who has a stream. A child that closes what it inherited has none, and does not wait for others' pushes.
-    owners: std::sync::Mutex<HashSet<u64>>,
 }
 
 #[derive(Default)]
@@ -66,7 +64,6 @@ impl Writer {
             frame,
             limit,
             state: Mutex::default(),
-            owners: std::sync::Mutex::default(),
         }
     }
 
@@ -131,9 +128,6 @@ impl Writer {
     /// # Errors
     /// As for [`Backend::push`], and [`Kind::InvalidInput`] for a cut `len` frame; the line is dropped.
     pub async fn close(&self, owner: u64) -> Result<()> {
-        if !self.owners().contains(&owner) {
-            return Ok(());
-        }
         let mut state = self.state.lock().await;
         self.close_stream(&mut state, owner).await
     }
@@ -167,7 +161,6 @@ impl Writer {
             Err(error) => Err(self.named(error)),
         };
         state.streams.remove(&owner);
-        self.owners().remove(&owner);
         pushed
     }
 
@@ -187,19 +180,12 @@ impl Writer {
     }
 
     fn stream<'a>(&self, state: &'a mut State, owner: u64) -> &'a mut Stream {
-        state.streams.entry(owner).or_insert_with(|| {
-            self.owners().insert(owner);
-            Stream {
-                decoder: Decoder::new(self.frame, self.limit),
-                doubtful: None,
-                failed: false,
-                closing: None,
-            }
+        state.streams.entry(owner).or_insert_with(|| Stream {
+            decoder: Decoder::new(self.frame, self.limit),
+            doubtful: None,
+            failed: false,
+            closing: None,
         })
-    }
-
-    fn owners(&self) -> MutexGuard<'_, HashSet<u64>> {
-        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn named(&self, error: Error) -> Error {

@@ -389,34 +389,6 @@ fn a_writer_that_is_cut_off_gets_its_errno_within_the_timeout() {
     }
 }
 
-#[test]
-fn a_child_that_closes_what_it_inherited_does_not_wait_for_a_push_that_waits() {
-    let gateway = Gateway::start("memory:", &[]);
-    let mount = Mount::new(gateway.url(), &["--timeout", "20s"]);
-    mount.out("touch topic");
-    gateway.signal(libc::SIGSTOP);
-    let mut shell = mount.spawn(
-        "exec 7> topic
-         echo held >&7 &
-         while ! grep -q fuse_ /proc/$!/wchan 2> /dev/null && ! grep -q request_wait /proc/$!/wchan; do :; done
-         true 7>&-
-         bash -c true
-         echo free
-         wait",
-    );
-    let since = Instant::now();
-    assert_eq!(shell.line(), "free");
-    assert!(
-        since.elapsed() < Duration::from_secs(8),
-        "{:?}",
-        since.elapsed()
-    );
-    gateway.signal(libc::SIGCONT);
-    let output = shell.finish();
-    assert!(output.status.success(), "{output:?}");
-    assert_eq!(mount.lines("topic"), ["held"]);
-}
-
 /// nginx in front of a gateway.
 struct Proxy {
     _running: Running,
