@@ -13,7 +13,7 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use crate::backend::BackendUrl;
 use crate::error::{Error, Kind, Result};
 use crate::name::PipeName;
-use crate::selector::{Frame, Mode, Selector};
+use crate::selector::{Frame, Mode, Selector, parse_duration};
 
 /// Distributed named pipes as files: `echo msg > topic` pushes, `cat topic` pulls, `truncate -s 0 topic`
 /// resets.
@@ -291,17 +291,7 @@ fn invalid(text: &str, what: &str) -> Error {
 
 /// A time as `30s`, `1m 30s`, or a number of seconds.
 fn duration(text: &str) -> Result<Duration> {
-    match text.parse::<u64>() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_) => {
-            let what = "a time, as 30s or 5m";
-            // Of times near the end of 64 bits humantime 2.4 panics on some; to write one takes more than this.
-            if text.len() > 20 {
-                return Err(invalid(text, what));
-            }
-            humantime::parse_duration(text).map_err(|_| invalid(text, what))
-        }
-    }
+    parse_duration(text).ok_or_else(|| invalid(text, "a time, as 30s or 5m"))
 }
 
 fn timeout(text: &str) -> Result<Timeout> {

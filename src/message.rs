@@ -1,5 +1,6 @@
 //! Messages, batches, positions and the identity of a push.
 
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -171,6 +172,45 @@ impl Producer {
     }
 }
 
+/// How many producers are remembered where a repeated push has to be known.
+const PRODUCERS: usize = 65_536;
+
+/// Something about each producer; of the oldest it is forgotten, once there are more than 65,536.
+#[derive(Debug)]
+pub struct Producers<T> {
+    known: HashMap<Producer, T>,
+    /// In the order of their first push.
+    order: VecDeque<Producer>,
+}
+
+impl<T> Default for Producers<T> {
+    fn default() -> Self {
+        Producers {
+            known: HashMap::new(),
+            order: VecDeque::new(),
+        }
+    }
+}
+
+impl<T> Producers<T> {
+    /// What is known of a producer.
+    pub fn get(&self, producer: &Producer) -> Option<&T> {
+        self.known.get(producer)
+    }
+
+    /// Notes what is known of a producer from now on.
+    pub fn set(&mut self, producer: Producer, what: T) {
+        if self.known.insert(producer, what).is_none() {
+            self.order.push_back(producer);
+            if self.order.len() > PRODUCERS
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.known.remove(&oldest);
+            }
+        }
+    }
+}
+
 /// The identity of a push. A producer numbers its pushes upwards and has one under way at a time; a push
 /// whose outcome is unknown is repeated with the same identity, and a backend stores it once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -245,6 +285,18 @@ mod tests {
         }
         assert_eq!(Position::new(1, 0).before(), Position::new(0, u64::MAX));
         assert_eq!(Position::new(1, 5).before(), Position::new(1, 4));
+    }
+
+    #[test]
+    fn the_oldest_producers_are_forgotten() {
+        let id = |number: u128| Producer::from_bytes(number.to_be_bytes());
+        let mut producers = Producers::default();
+        for number in 0..=PRODUCERS as u128 {
+            producers.set(id(number), number);
+        }
+        assert_eq!(producers.known.len(), PRODUCERS);
+        assert!(!producers.known.contains_key(&id(0)));
+        assert_eq!(producers.get(&id(1)), Some(&1));
     }
 
     #[test]

@@ -2,9 +2,21 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
 use crate::name::PipeName;
+
+/// A time as people write it in options: `90s`, `1m 30s`, or a number of seconds. `None` for anything else.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    // Of times near the end of 64 bits humantime 2.4 panics on some; to write one takes more than this.
+    const LONGEST: usize = 20;
+    match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) if text.len() > LONGEST => None,
+        Err(_) => humantime::parse_duration(text).ok(),
+    }
+}
 
 /// What a read does at the end of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,6 +1,6 @@
 //! The reference implementation: messages in this process's memory, gone with it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -9,11 +9,8 @@ use tokio::sync::Notify;
 
 use super::{Backend, Caps, Floor, Fut, Limit, PipeInfo, Source, Start, weight};
 use crate::error::{Error, Kind, Result};
-use crate::message::{Batch, Message, Position, Producer, PushId, micros_from_time};
+use crate::message::{Batch, Message, Position, Producers, PushId, micros_from_time};
 use crate::name::PipeName;
-
-/// How many producers are remembered, to store a repeated push once.
-const PRODUCERS: usize = 65_536;
 
 /// The in-memory backend. Clones share their pipes.
 #[derive(Clone)]
@@ -36,9 +33,8 @@ struct Pipes {
     crowded: usize,
     /// The weight of all messages.
     held: u64,
-    producers: HashMap<Producer, (u64, Position)>,
-    /// The producers in the order of their first push, for forgetting the oldest.
-    order: VecDeque<Producer>,
+    /// Each producer's last push, to store a repeated one once.
+    producers: Producers<(u64, Position)>,
 }
 
 struct Pipe {
@@ -160,7 +156,7 @@ impl Memory {
         pipe.modified = time;
         let last = self.position(pipe.next() - 1);
         let pushed = Arc::clone(&pipe.pushed);
-        pipes.remember(id, last);
+        pipes.producers.set(id.producer, (id.seq, last));
         drop(guard);
         pushed.notify_waiters();
         Ok(last)
@@ -191,17 +187,6 @@ impl Pipes {
             self.crowded = self.by_name.len() * 2;
         }
         self.by_name.entry(name.clone()).or_default()
-    }
-
-    fn remember(&mut self, id: PushId, last: Position) {
-        if self.producers.insert(id.producer, (id.seq, last)).is_none() {
-            self.order.push_back(id.producer);
-            if self.order.len() > PRODUCERS
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.producers.remove(&oldest);
-            }
-        }
     }
 }
 

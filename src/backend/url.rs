@@ -1,4 +1,5 @@
-//! Source URLs: `memory:[?limit=BYTES]` and `sqlite:/path/file.db[?durability=full|process]`.
+//! Source URLs: `memory:[?limit=BYTES]`, `sqlite:/path/file.db[?durability=full|process]`, and those of
+//! [`HttpUrl`].
 
 use std::borrow::Cow;
 use std::fmt;

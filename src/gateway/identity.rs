@@ -6,26 +6,16 @@
 //! producer's pushes are made one after the other. A gateway that was started anew has no connections of old
 //! from which one could come.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OwnedMutexGuard;
 
 use crate::error::{Error, Kind, Result};
-use crate::message::{Producer, PushId};
+use crate::message::{Producers, PushId};
 
-/// How many producers are remembered; some 15 MiB.
-const PRODUCERS: usize = 65_536;
-
+/// Some 15 MiB at most.
 #[derive(Default)]
-pub(super) struct Identities(Mutex<Seen>);
-
-#[derive(Default)]
-struct Seen {
-    last: HashMap<Producer, Last>,
-    /// In the order of their first push, for forgetting the oldest.
-    order: VecDeque<Producer>,
-}
+pub(super) struct Identities(Mutex<Producers<Last>>);
 
 /// The last number that a producer has pushed; 0 before the first.
 type Last = Arc<tokio::sync::Mutex<u64>>;
@@ -39,10 +29,9 @@ impl Identities {
     pub(super) async fn turn(&self, id: PushId) -> Turn {
         let last = {
             let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            match seen.last.get(&id.producer) {
-                Some(last) => Arc::clone(last),
-                None => seen.remember(id.producer),
-            }
+            let last = seen.get(&id.producer).cloned().unwrap_or_default();
+            seen.set(id.producer, Arc::clone(&last));
+            last
         };
         Turn(last.lock_owned().await)
     }
@@ -74,23 +63,10 @@ impl Turn {
     }
 }
 
-impl Seen {
-    fn remember(&mut self, producer: Producer) -> Last {
-        let last = Last::default();
-        self.last.insert(producer, Arc::clone(&last));
-        self.order.push_back(producer);
-        if self.order.len() > PRODUCERS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.last.remove(&oldest);
-        }
-        last
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Producer;
 
     fn id(producer: u128, seq: u64) -> PushId {
         PushId::first(Producer::from_bytes(producer.to_be_bytes()), seq).again()
@@ -137,16 +113,5 @@ mod tests {
         seen.turn(id(2, 1)).await;
         drop(turn);
         seen.turn(id(1, 1)).await;
-    }
-
-    #[tokio::test]
-    async fn the_oldest_producers_are_forgotten() {
-        let seen = Identities::default();
-        for producer in 0..=PRODUCERS as u128 {
-            repeated(&seen, id(producer, 1), true).await.expect("new");
-        }
-        let seen = seen.0.lock().expect("lock");
-        assert_eq!(seen.last.len(), PRODUCERS);
-        assert!(!seen.last.contains_key(&id(0, 1).producer));
     }
 }

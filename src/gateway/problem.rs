@@ -4,7 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::backend::http::wire::{PROBLEM, Problem};
-use crate::error::{Applied, Error, Kind};
+use crate::error::{Error, Kind};
 use crate::metrics;
 
 /// A request that failed.
@@ -82,7 +82,6 @@ impl IntoResponse for Failed {
         }
         let problem = Problem {
             stored,
-            maybe_applied: error.applied() == Applied::Unknown,
             ..Problem::new(&error, status.as_u16())
         };
         let mut body = serde_json::to_vec(&problem).unwrap_or_default();

@@ -24,7 +24,7 @@ use crate::error::{Error, Kind, Result};
 use crate::message::{Message, Position};
 use crate::metrics;
 use crate::name::PipeName;
-use crate::selector::Frame;
+use crate::selector::{Frame, parse_duration};
 
 /// Weight of messages that are fetched for one reader at a time.
 const FETCH: usize = 64 << 10;
@@ -34,10 +34,6 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// The longest that `wait` may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-
-/// The longest that `wait` may be as text, in bytes: of times near the end of 64 bits humantime 2.4 panics on
-/// some, and takes more than this to write each of them.
-const LONGEST_TIME: usize = 20;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -68,12 +64,7 @@ impl Query {
         let Some(text) = self.wait.as_deref() else {
             return Ok(None);
         };
-        let time = match text.parse() {
-            Ok(seconds) => Some(Duration::from_secs(seconds)),
-            Err(_) if text.len() > LONGEST_TIME => None,
-            Err(_) => humantime::parse_duration(text).ok(),
-        };
-        match time {
+        match parse_duration(text) {
             Some(time) if time <= LONGEST_WAIT => Ok(Some(time)),
             _ => Err(refuse(format!(
                 "wait={text} is not a time of up to an hour, as 30s"
@@ -243,12 +234,16 @@ impl Pull {
         Ok(Some(out.into()))
     }
 
-    async fn fetch(&mut self, before: Option<Position>) -> Result<Vec<Message>> {
-        let limit = Limit {
-            // A limit of one message does not fetch many.
+    fn limit(&self, before: Option<Position>) -> Limit {
+        Limit {
+            // Who wants one message more does not fetch many.
             max_bytes: if self.left == 1 { 1 } else { FETCH },
             before,
-        };
+        }
+    }
+
+    async fn fetch(&mut self, before: Option<Position>) -> Result<Vec<Message>> {
+        let limit = self.limit(before);
         self.source.next(limit).await
     }
 
@@ -262,10 +257,7 @@ impl Pull {
             if !out.is_empty() {
                 return Ok(true);
             }
-            let limit = Limit {
-                max_bytes: if self.left == 1 { 1 } else { FETCH },
-                before: None,
-            };
+            let limit = self.limit(None);
             tokio::select! {
                 biased;
                 messages = self.source.next(limit) => {

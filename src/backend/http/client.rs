@@ -130,12 +130,8 @@ impl Client {
         if !id.repeated {
             request = request.header(wire::ATTEMPT, wire::FIRST);
         }
-        // A body of less than a header's size goes with it in one piece.
-        let sent = self.within(patience, request.body(body.freeze())).await;
-        let pushed: wire::Pushed = match sent {
-            Ok(response) => parse(response).await.map_err(Error::maybe_applied)?,
-            Err(error) => return Err(error),
-        };
+        let response = self.within(patience, request.body(body.freeze())).await?;
+        let pushed: wire::Pushed = parse(response).await.map_err(Error::maybe_applied)?;
         pushed
             .position
             .ok_or_else(|| not_a_gateway("a push without a position").maybe_applied())
