@@ -1,9 +1,13 @@
 //! What a backend must do. The docs of [`Backend`] and [`Source`] are the contract; the conformance suite
 //! in `tests/conformance` holds every backend to them.
 
+mod broker;
+mod floor;
+mod hosts;
 pub mod http;
 pub mod memory;
 pub mod retry;
+mod secret;
 pub mod sqlite;
 mod url;
 

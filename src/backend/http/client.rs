@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::options::HttpUrl;
 use super::{not_a_gateway, wire};
+use crate::backend::secret::{self, read};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId};
 use crate::name::PipeName;
@@ -263,23 +264,11 @@ async fn parse<T: DeserializeOwned>(mut response: Response) -> Result<T> {
     serde_json::from_slice(&body).map_err(|error| not_a_gateway(&error.to_string()))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| Error::io(path.display().to_string(), error))
-}
-
 fn bad_file(path: &Path, error: reqwest::Error) -> Error {
     Error::new(Kind::InvalidInput, path.display().to_string()).caused_by(error)
 }
 
 /// The token: of the environment, of a file that it names, or of the URL.
 fn token(url: &HttpUrl) -> Result<Option<String>> {
-    if let Ok(token) = std::env::var("DNPIPES_TOKEN") {
-        return Ok(Some(token.trim().to_owned()).filter(|token| !token.is_empty()));
-    }
-    let Some(path) = std::env::var_os("DNPIPES_TOKEN_FILE") else {
-        return Ok(url.token.clone());
-    };
-    let token = String::from_utf8(read(Path::new(&path))?)
-        .map_err(|_| Error::new(Kind::InvalidInput, "the token's file is not text"))?;
-    Ok(Some(token.trim().to_owned()))
+    Ok(secret::from_environment("DNPIPES_TOKEN")?.or_else(|| url.token.clone()))
 }

@@ -11,14 +11,14 @@ mod options;
 mod source;
 pub mod wire;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use reqwest::Method;
 
 pub use options::HttpUrl;
 
-use super::{Backend, Caps, Floor, Fut, PipeInfo, Source, Start};
+use super::floor::Floors;
+use super::{Backend, Caps, Fut, PipeInfo, Source, Start};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId};
 use crate::name::PipeName;
@@ -33,43 +33,15 @@ pub struct Http {
 struct Shared {
     client: Client,
     /// What is known of the pipes that somebody here reads.
-    floors: Mutex<HashMap<PipeName, Weak<KnownFloor>>>,
-}
-
-/// The floor of a pipe, as far as this client has been told.
-struct KnownFloor(Mutex<Position>);
-
-impl KnownFloor {
-    fn raise(&self, floor: Position) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *known = floor.max(*known);
-    }
-}
-
-impl Floor for KnownFloor {
-    fn position(&self) -> Position {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    floors: Floors,
 }
 
 impl Shared {
-    /// The floor that all readers of `pipe` share.
-    fn floor(&self, pipe: &PipeName) -> Arc<KnownFloor> {
-        let mut floors = self.floors.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(floor) = floors.get(pipe).and_then(Weak::upgrade) {
-            return floor;
-        }
-        floors.retain(|_, floor| floor.strong_count() > 0);
-        let floor = Arc::new(KnownFloor(Mutex::new(Position::MIN)));
-        floors.insert(pipe.clone(), Arc::downgrade(&floor));
-        floor
-    }
-
     /// Drops messages by `DELETE`, and lets the readers here know.
     async fn drop_messages(&self, pipe: &PipeName, below: &[&str]) -> Result<()> {
         let request = self.client.request(Method::DELETE, pipe, below);
         let dropped: wire::Dropped = self.client.json(request).await?;
-        self.floor(pipe).raise(dropped.floor);
+        self.floors.of(pipe).raise(dropped.floor);
         Ok(())
     }
 }
@@ -83,7 +55,7 @@ impl Http {
         Ok(Http {
             shared: Arc::new(Shared {
                 client: Client::new(url)?,
-                floors: Mutex::default(),
+                floors: Floors::default(),
             }),
         })
     }

@@ -7,7 +7,8 @@ use reqwest::{Method, Response};
 
 use super::client::translated;
 use super::wire::{self, Record, Records};
-use super::{KnownFloor, Shared, not_a_gateway};
+use super::{Shared, not_a_gateway};
+use crate::backend::floor::KnownFloor;
 use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Message, Position};
@@ -44,7 +45,7 @@ enum Progress {
 
 impl Subscriber {
     pub(super) fn new(shared: Arc<Shared>, pipe: PipeName, start: Start) -> Self {
-        let floor = shared.floor(&pipe);
+        let floor = shared.floors.of(&pipe);
         Subscriber {
             shared,
             pipe,

@@ -1,0 +1,43 @@
+//! Where pipes start, as far as a client has been told: for backends that learn it from a server.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::Floor;
+use crate::message::Position;
+use crate::name::PipeName;
+
+/// The floor of a pipe, as far as this client has been told.
+pub(super) struct KnownFloor(Mutex<Position>);
+
+impl KnownFloor {
+    /// Notes that the pipe starts at `floor`, or later.
+    pub(super) fn raise(&self, floor: Position) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = floor.max(*known);
+    }
+}
+
+impl Floor for KnownFloor {
+    fn position(&self) -> Position {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The floors of the pipes that somebody here reads.
+#[derive(Default)]
+pub(super) struct Floors(Mutex<HashMap<PipeName, Weak<KnownFloor>>>);
+
+impl Floors {
+    /// The floor that all readers of `pipe` share.
+    pub(super) fn of(&self, pipe: &PipeName) -> Arc<KnownFloor> {
+        let mut floors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(floor) = floors.get(pipe).and_then(Weak::upgrade) {
+            return floor;
+        }
+        floors.retain(|_, floor| floor.strong_count() > 0);
+        let floor = Arc::new(KnownFloor(Mutex::new(Position::MIN)));
+        floors.insert(pipe.clone(), Arc::downgrade(&floor));
+        floor
+    }
+}
