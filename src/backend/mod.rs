@@ -6,6 +6,7 @@ mod floor;
 mod hosts;
 pub mod http;
 pub mod memory;
+pub mod redis;
 pub mod retry;
 mod secret;
 pub mod sqlite;
@@ -185,5 +186,6 @@ pub fn open(url: &BackendUrl) -> Result<Arc<dyn Backend>> {
             Ok(Arc::new(sqlite::Sqlite::open(path, *durability)?))
         }
         BackendUrl::Http(url) => Ok(Arc::new(http::Http::open(url)?)),
+        BackendUrl::Redis(url) => Ok(Arc::new(redis::Redis::open(url)?)),
     }
 }

@@ -1,5 +1,5 @@
 //! Source URLs: `memory:[?limit=BYTES]`, `sqlite:/path/file.db[?durability=full|process]`, and those of
-//! [`HttpUrl`].
+//! [`HttpUrl`] and [`RedisUrl`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::http::HttpUrl;
+use super::redis::RedisUrl;
 use super::sqlite::Durability;
 use crate::error::{Error, Kind, Result};
 
@@ -30,6 +31,8 @@ pub enum BackendUrl {
     },
     /// Messages live behind a gateway (`dnpipes serve`).
     Http(HttpUrl),
+    /// Messages live in streams of a Redis.
+    Redis(RedisUrl),
 }
 
 impl FromStr for BackendUrl {
@@ -90,8 +93,11 @@ impl FromStr for BackendUrl {
                 })
             }
             "http" | "https" => HttpUrl::parse(text).map(BackendUrl::Http).map_err(refuse),
+            "redis" | "rediss" | "redis+srv" | "rediss+srv" => {
+                RedisUrl::parse(text).map(BackendUrl::Redis).map_err(refuse)
+            }
             _ => Err(refuse(format!(
-                "there is no backend {scheme:?}; there are: sqlite memory http https"
+                "there is no backend {scheme:?}; there are: sqlite memory http https redis rediss"
             ))),
         }
     }
@@ -119,6 +125,7 @@ impl fmt::Display for BackendUrl {
             BackendUrl::Memory { .. } => f.write_str("memory:"),
             BackendUrl::Sqlite { path, .. } => write!(f, "sqlite:{}", path.display()),
             BackendUrl::Http(url) => url.fmt(f),
+            BackendUrl::Redis(url) => url.fmt(f),
         }
     }
 }

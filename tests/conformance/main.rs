@@ -2,17 +2,22 @@
 
 #[path = "../support/gateway.rs"]
 mod gateway;
+#[path = "../support/services.rs"]
+mod services;
 mod suite;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use dnpipes::backend::Backend;
 use dnpipes::backend::http::{Http, HttpUrl};
 use dnpipes::backend::memory::Memory;
+use dnpipes::backend::redis::{Redis, RedisUrl};
 use dnpipes::backend::sqlite::{Durability, Sqlite};
 use tempfile::TempDir;
 
 use gateway::{Certificates, Gateway};
+use services::Services;
 
 /// A store of a test's own, and clients to it.
 trait Store: Send + Sync {
@@ -103,6 +108,49 @@ impl<const SQLITE: bool, const TLS: bool> Store for HttpStore<SQLITE, TLS> {
     }
 }
 
+/// Numbers the stores that share a server.
+static STORES: AtomicU32 = AtomicU32::new(0);
+
+/// Streams under a prefix of the test's own, in a server that all tests share.
+struct RedisStore {
+    url: String,
+}
+
+impl RedisStore {
+    fn of(servers: &Services, options: &str) -> Self {
+        let store = STORES.fetch_add(1, Ordering::Relaxed);
+        let url = format!("{}?prefix=store*[{store}]:{options}", servers.url());
+        RedisStore { url }
+    }
+}
+
+impl Store for RedisStore {
+    fn new() -> Self {
+        static SERVERS: OnceLock<Services> = OnceLock::new();
+        RedisStore::of(SERVERS.get_or_init(|| Services::start(&["redis"])), "")
+    }
+
+    fn client(&self) -> Arc<dyn Backend> {
+        let url = RedisUrl::parse(&self.url).expect("the server's URL");
+        Arc::new(Redis::open(&url).expect("a client"))
+    }
+}
+
+/// The same in a cluster of three nodes.
+struct RedisClusterStore(RedisStore);
+
+impl Store for RedisClusterStore {
+    fn new() -> Self {
+        static SERVERS: OnceLock<Services> = OnceLock::new();
+        let servers = SERVERS.get_or_init(|| Services::start(&["redis-cluster"]));
+        RedisClusterStore(RedisStore::of(servers, "&cluster"))
+    }
+
+    fn client(&self) -> Arc<dyn Backend> {
+        self.0.client()
+    }
+}
+
 suite::conformance!(memory, MemoryStore);
 suite::conformance!(sqlite, SqliteStore);
 suite::conformance!(sqlite_process, SqliteProcessStore);
@@ -110,3 +158,5 @@ suite::conformance!(http_memory, HttpStore<false, false>);
 suite::conformance!(http_sqlite, HttpStore<true, false>);
 suite::conformance!(https_memory, HttpStore<false, true>);
 suite::conformance!(https_sqlite, HttpStore<true, true>);
+suite::conformance!(redis, RedisStore);
+suite::conformance!(redis_cluster, RedisClusterStore);
