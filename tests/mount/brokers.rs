@@ -61,14 +61,20 @@ fn share_a_pipe(kind: &str) {
     let [one, two] = two_mounts(&services.url(), &[]);
     one.out("echo a > topic; printf b > topic; printf 'c\\nd\\n' >> topic");
     assert_eq!(two.out("cat topic"), "a\nb\nc\nd\n");
-    assert_eq!(two.out("ls; wc -l < topic; tail -n 1 topic"), "topic\n4\nd\n");
+    assert_eq!(
+        two.out("ls; wc -l < topic; tail -n 1 topic"),
+        "topic\n4\nd\n"
+    );
     let reader = two.spawn("exec head -n 6 topic@follow");
     one.out("echo e > topic; echo f > topic");
     assert_eq!(read_lines(reader), ["a", "b", "c", "d", "e", "f"]);
     two.out("truncate -s 0 topic; echo new > topic");
     assert_eq!(one.out("cat topic"), "new\n");
     one.out("seq 100000 > many");
-    assert_eq!(two.out("cat many | sha256sum"), one.out("seq 100000 | sha256sum"));
+    assert_eq!(
+        two.out("cat many | sha256sum"),
+        one.out("seq 100000 | sha256sum")
+    );
 }
 
 fn a_reset_reaches_buffers(kind: &str) {
@@ -123,8 +129,7 @@ fn apart(kind: &str, flags: &[&str]) -> (Hosts, Services, [Mount; 2]) {
     let hosts = Hosts::new();
     let port = free_port().to_string();
     let far = Hosts::on(&hosts.far).join(" ");
-    let services =
-        Services::start(&[kind, "--bind", Hosts::FAR, "--port", &port, "--wrap", &far]);
+    let services = Services::start(&[kind, "--bind", Hosts::FAR, "--port", &port, "--wrap", &far]);
     let [nsenter, near] = Hosts::on(&hosts.near);
     let mounts = [(); 2].map(|()| Mount::within(&[&nsenter, &near], &services.url(), flags));
     (hosts, services, mounts)
