@@ -10,7 +10,8 @@
 --
 -- Producers are 16 bytes, and so are never mistaken for the rest.
 
-local COUNTABLE = 1000
+-- As much as is looked at for a listing.
+local MESSAGES, BYTES = 100, 1048576
 
 local function now()
     local time = redis.call('TIME')
@@ -27,17 +28,22 @@ end
 
 -- The bytes of all messages and the longest one's, if there are few; -1 and -1 where it takes too long to tell.
 local function count(stream, length)
-    if length > COUNTABLE then
+    local bytes, largest, from = 0, 0, '-'
+    if length > MESSAGES then
         return -1, -1
     end
-    local bytes, largest = 0, 0
-    for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+')) do
+    for _ = 1, length do
+        local entry = redis.call('XRANGE', stream, from, '+', 'COUNT', 1)[1]
         -- One field is the message; several are shown with their names, and some punctuation.
         if #entry[2] ~= 2 then
             return -1, -1
         end
         bytes = bytes + #entry[2][2]
         largest = math.max(largest, #entry[2][2])
+        if bytes > BYTES then
+            return -1, -1
+        end
+        from = '(' .. entry[1]
     end
     return bytes, largest
 end
