@@ -1,18 +1,19 @@
 //! Requests to the server: over connections that are made anew when they break, and by scripts.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
 
 use redis::aio::{AsyncPushSender, SendError};
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
-use redis::{Cmd, ErrorKind, PushInfo, PushKind, RedisError, Script, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, PushInfo, PushKind, RedisError, ServerErrorKind, Value};
 use tokio::sync::Mutex;
 
 use super::entry::{position, strange, text};
 use super::keys::{Keys, pattern};
 use super::link::{ANSWER, Connector, Link, is_broken, translated};
 use super::options::{RedisUrl, Topology};
+use super::scripts::Lua;
 use crate::backend::floor::Floors;
 use crate::error::{Error, Kind, Result};
 use crate::name::PipeName;
@@ -22,30 +23,6 @@ const OLDEST_VERSION: u32 = 7;
 
 /// Keys that one request of a listing looks at.
 const SCAN: usize = 1000;
-
-/// A script, and the hash by which the server knows it once it has seen it.
-pub(super) struct Lua {
-    code: &'static str,
-    hash: LazyLock<String>,
-}
-
-macro_rules! script {
-    ($($file:literal)+) => {
-        Lua {
-            code: concat!($(include_str!($file)),+),
-            hash: LazyLock::new(|| {
-                Script::new(concat!($(include_str!($file)),+)).get_hash().to_owned()
-            }),
-        }
-    };
-}
-
-pub(super) static PUSH: Lua = script!("known.lua" "push.lua");
-pub(super) static STAT: Lua = script!("known.lua" "stat.lua");
-pub(super) static CREATE: Lua = script!("known.lua" "create.lua");
-pub(super) static RESET: Lua = script!("known.lua" "reset.lua");
-pub(super) static REMOVE: Lua = script!("known.lua" "remove.lua");
-pub(super) static FETCH: Lua = script!("fetch.lua");
 
 /// A connection that is made when it is needed, and again when it broke.
 #[derive(Default)]
@@ -196,7 +173,7 @@ impl Client {
         what: impl Fn() -> String,
         command: &Cmd,
     ) -> Result<Value> {
-        self.asked(lane, &what, command)
+        self.asked(lane, &what, async |link| command.query_async(link).await)
             .await?
             .map_err(|error| translated(what(), error))
     }
@@ -217,7 +194,8 @@ impl Client {
             command
         };
         let known = command("EVALSHA", &script.hash);
-        match self.asked(lane, &what, &known).await? {
+        let answer = self.asked(lane, &what, async |link| known.query_async(link).await);
+        match answer.await? {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                 let whole = command("EVAL", script.code);
                 self.call(lane, what, &whole).await
@@ -230,10 +208,10 @@ impl Client {
         &self,
         lane: &Lane,
         what: &impl Fn() -> String,
-        command: &Cmd,
+        ask: impl AsyncFnOnce(&mut Link) -> Result<Value, RedisError>,
     ) -> Result<Result<Value, RedisError>> {
         let (generation, mut link) = self.link(lane).await?;
-        let answer = tokio::time::timeout(ANSWER, command.query_async(&mut link)).await;
+        let answer = tokio::time::timeout(ANSWER, ask(&mut link)).await;
         let broken = match &answer {
             Err(_) => true,
             Ok(Err(error)) => is_broken(error),

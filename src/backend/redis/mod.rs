@@ -1,8 +1,8 @@
 //! Pipes in Redis: each is a stream, so that `XADD` and `XRANGE` of other programs push and pull too.
 //!
 //! - [`options`]: the source's URL; [`link`]: connections and what their failures mean.
-//! - [`client`]: requests and scripts; [`keys`], [`entry`]: what lies in the database.
-//! - [`source`]: subscribers.
+//! - [`client`], [`scripts`]: requests; [`keys`], [`entry`]: what lies in the database.
+//! - [`push`], [`source`]: writers and subscribers.
 //!
 //! A request is made once: [`super::retry::Retry`] repeats it. Whatever changes something is one script, so that
 //! it happens as a whole, and one that comes late or twice does no harm: a push is known by its identity, a reset
@@ -13,6 +13,8 @@ mod entry;
 mod keys;
 mod link;
 mod options;
+mod push;
+mod scripts;
 mod source;
 
 use std::sync::Arc;
@@ -30,12 +32,6 @@ use client::{Client, Lane};
 use entry::{position, strange, text};
 use keys::Keys;
 use source::Subscriber;
-
-/// The longest string that Redis takes by default (proto-max-bulk-len), in bytes.
-const MAX_MESSAGE: usize = 512 << 20;
-
-/// The most messages of one push: a script keeps others from the server while it runs.
-const MAX_BATCH: usize = 2 << 20;
 
 /// How many pipes are looked at together for a listing.
 const TOGETHER: usize = 64;
@@ -65,7 +61,7 @@ struct Look {
 async fn look(client: &Client, lane: &Lane, pipe: &PipeName, keys: &Keys) -> Result<Look> {
     let what = || format!("looking at {pipe}");
     let keys = [keys.stream.as_str(), keys.known.as_str()];
-    let answer = client.run(lane, what, &client::STAT, keys, |_| ()).await?;
+    let answer = client.run(lane, what, &scripts::STAT, keys, |_| ()).await?;
     let Value::Array(fields) = answer else {
         return Err(strange("no look at a pipe"));
     };
@@ -138,34 +134,6 @@ impl Redis {
         })
     }
 
-    async fn append(&self, pipe: &PipeName, id: PushId, batch: &Batch) -> Result<Position> {
-        batch.check(MAX_MESSAGE)?;
-        let messages = batch.messages();
-        if messages.len() > MAX_BATCH {
-            let why = format!("{pipe}: a push has {MAX_BATCH} messages at most");
-            return Err(Error::new(Kind::TooLong, why));
-        }
-        let keys = self.client.keys(pipe)?;
-        let largest = messages.iter().map(|message| message.len()).max();
-        let answer = self.client.run(
-            &self.client.commands,
-            || format!("pushing to {pipe}"),
-            &client::PUSH,
-            [&keys.stream, &keys.known, &keys.earlier],
-            |script| {
-                script
-                    .arg(id.producer.as_bytes())
-                    .arg(format!("{:020}", id.seq))
-                    .arg(batch.bytes())
-                    .arg(largest.unwrap_or(0));
-                for message in messages {
-                    script.arg(&message[..]);
-                }
-            },
-        );
-        position(text(&answer.await?)?)
-    }
-
     async fn look(&self, pipe: &PipeName) -> Result<(Keys, Look)> {
         let keys = self.client.keys(pipe)?;
         let look = look(&self.client, &self.client.commands, pipe, &keys).await?;
@@ -194,12 +162,12 @@ impl Backend for Redis {
             name: "redis",
             durable: true,
             remote: true,
-            max_message: MAX_MESSAGE,
+            max_message: push::MAX_MESSAGE,
         }
     }
 
     fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
-        Box::pin(async move { self.append(pipe, id, &batch).await })
+        Box::pin(async move { push::push(&self.client, pipe, id, &batch).await })
     }
 
     fn subscribe<'a>(&'a self, pipe: &'a PipeName, start: Start) -> Fut<'a, Box<dyn Source>> {
@@ -244,7 +212,7 @@ impl Backend for Redis {
             let made = self.client.run(
                 &self.client.commands,
                 || format!("making {pipe}"),
-                &client::CREATE,
+                &scripts::CREATE,
                 [&keys.stream, &keys.known],
                 |_| (),
             );
@@ -258,7 +226,7 @@ impl Backend for Redis {
             let dropped = self.client.run(
                 &self.client.commands,
                 || format!("resetting {pipe}"),
-                &client::RESET,
+                &scripts::RESET,
                 [&keys.stream, &keys.known],
                 |script| {
                     script
@@ -279,7 +247,7 @@ impl Backend for Redis {
             let dropped = self.client.run(
                 &self.client.commands,
                 || format!("removing {pipe}"),
-                &client::REMOVE,
+                &scripts::REMOVE,
                 [&keys.stream, &keys.known, &keys.earlier],
                 |script| {
                     script.arg(&look.made).arg(self.client.channel());

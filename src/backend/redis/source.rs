@@ -11,6 +11,7 @@ use super::client::{self, Client};
 use super::entry;
 use super::keys::Keys;
 use super::link::{ANSWER, Link, translated};
+use super::scripts;
 use super::{Look, look};
 use crate::backend::floor::KnownFloor;
 use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
@@ -108,7 +109,7 @@ impl Subscriber {
         let found = self.client.run(
             &self.client.fetches,
             reading,
-            &client::FETCH,
+            &scripts::FETCH,
             [stream],
             |script| {
                 script

@@ -1,0 +1,49 @@
+//! Pushes.
+
+use super::client::Client;
+use super::entry::{position, text};
+use super::scripts;
+use crate::error::{Error, Kind, Result};
+use crate::message::{Batch, Position, PushId};
+use crate::name::PipeName;
+
+/// The longest string that Redis takes by default (proto-max-bulk-len), in bytes.
+pub(super) const MAX_MESSAGE: usize = 512 << 20;
+
+/// The most messages of one push: the script keeps others from the server while it runs.
+const MAX_BATCH: usize = 2 << 20;
+
+/// Appends the messages under the push's identity.
+pub(super) async fn push(
+    client: &Client,
+    pipe: &PipeName,
+    id: PushId,
+    batch: &Batch,
+) -> Result<Position> {
+    batch.check(MAX_MESSAGE)?;
+    let messages = batch.messages();
+    if messages.len() > MAX_BATCH {
+        let why = format!("{pipe}: a push has {MAX_BATCH} messages at most");
+        return Err(Error::new(Kind::TooLong, why));
+    }
+    let keys = client.keys(pipe)?;
+    let largest = messages.iter().map(|message| message.len()).max();
+    // A script, not a transaction: those take the server half the time, but the client more than that.
+    let answer = client.run(
+        &client.commands,
+        || format!("pushing to {pipe}"),
+        &scripts::PUSH,
+        [&keys.stream, &keys.known, &keys.earlier],
+        |script| {
+            script
+                .arg(id.producer.as_bytes())
+                .arg(format!("{:020}", id.seq))
+                .arg(batch.bytes())
+                .arg(largest.unwrap_or(0));
+            for message in messages {
+                script.arg(&message[..]);
+            }
+        },
+    );
+    position(text(&answer.await?)?)
+}

@@ -1,0 +1,29 @@
+//! What the server runs: each script happens as a whole.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+
+/// A script, and the hash by which the server knows it once it has seen it.
+pub(super) struct Lua {
+    pub(super) code: &'static str,
+    pub(super) hash: LazyLock<String>,
+}
+
+macro_rules! script {
+    ($($file:literal)+) => {
+        Lua {
+            code: concat!($(include_str!($file)),+),
+            hash: LazyLock::new(|| {
+                Script::new(concat!($(include_str!($file)),+)).get_hash().to_owned()
+            }),
+        }
+    };
+}
+
+pub(super) static PUSH: Lua = script!("known.lua" "push.lua");
+pub(super) static STAT: Lua = script!("known.lua" "stat.lua");
+pub(super) static CREATE: Lua = script!("known.lua" "create.lua");
+pub(super) static RESET: Lua = script!("known.lua" "reset.lua");
+pub(super) static REMOVE: Lua = script!("known.lua" "remove.lua");
+pub(super) static FETCH: Lua = script!("fetch.lua");
