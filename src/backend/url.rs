@@ -1,5 +1,5 @@
 //! Source URLs: `memory:[?limit=BYTES]`, `sqlite:/path/file.db[?durability=full|process]`, and those of
-//! [`HttpUrl`].
+//! [`HttpUrl`] and [`NatsUrl`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::http::HttpUrl;
+use super::nats::NatsUrl;
 use super::sqlite::Durability;
 use crate::error::{Error, Kind, Result};
 
@@ -30,6 +31,8 @@ pub enum BackendUrl {
     },
     /// Messages live behind a gateway (`dnpipes serve`).
     Http(HttpUrl),
+    /// Messages live in NATS JetStream.
+    Nats(NatsUrl),
 }
 
 impl FromStr for BackendUrl {
@@ -90,8 +93,11 @@ impl FromStr for BackendUrl {
                 })
             }
             "http" | "https" => HttpUrl::parse(text).map(BackendUrl::Http).map_err(refuse),
+            "nats" | "nats+srv" | "tls" | "tls+srv" => {
+                NatsUrl::parse(text).map(BackendUrl::Nats).map_err(refuse)
+            }
             _ => Err(refuse(format!(
-                "there is no backend {scheme:?}; there are: sqlite memory http https"
+                "there is no backend {scheme:?}; there are: sqlite memory http https nats tls"
             ))),
         }
     }
@@ -119,6 +125,7 @@ impl fmt::Display for BackendUrl {
             BackendUrl::Memory { .. } => f.write_str("memory:"),
             BackendUrl::Sqlite { path, .. } => write!(f, "sqlite:{}", path.display()),
             BackendUrl::Http(url) => url.fmt(f),
+            BackendUrl::Nats(url) => url.fmt(f),
         }
     }
 }

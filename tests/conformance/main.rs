@@ -2,17 +2,22 @@
 
 #[path = "../support/gateway.rs"]
 mod gateway;
+#[path = "../support/services.rs"]
+mod services;
 mod suite;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use dnpipes::backend::Backend;
 use dnpipes::backend::http::{Http, HttpUrl};
 use dnpipes::backend::memory::Memory;
+use dnpipes::backend::nats::{Nats, NatsUrl};
 use dnpipes::backend::sqlite::{Durability, Sqlite};
 use tempfile::TempDir;
 
 use gateway::{Certificates, Gateway};
+use services::Services;
 
 /// A store of a test's own, and clients to it.
 trait Store: Send + Sync {
@@ -103,6 +108,29 @@ impl<const SQLITE: bool, const TLS: bool> Store for HttpStore<SQLITE, TLS> {
     }
 }
 
+/// The streams of a prefix of the test's own, on a server that all tests share.
+struct NatsStore<const NEW: bool>(String);
+
+impl<const NEW: bool> Store for NatsStore<NEW> {
+    fn new() -> Self {
+        static SERVERS: [OnceLock<Services>; 2] = [OnceLock::new(), OnceLock::new()];
+        static STORES: AtomicU64 = AtomicU64::new(0);
+        let kind = if NEW { "nats-new" } else { "nats" };
+        let server = SERVERS[usize::from(NEW)].get_or_init(|| Services::start(&[kind]));
+        let number = STORES.fetch_add(1, Ordering::Relaxed);
+        NatsStore(format!("{}/?prefix={number}-", server.url()))
+    }
+
+    fn client(&self) -> Arc<dyn Backend> {
+        let url = NatsUrl::parse(&self.0).expect("the server's URL");
+        let client = Nats::open(&url).expect("a client");
+        // What it can do it knows once it is connected.
+        let connect = || tokio::runtime::Handle::current().block_on(client.list());
+        tokio::task::block_in_place(connect).expect("a list");
+        Arc::new(client)
+    }
+}
+
 suite::conformance!(memory, MemoryStore);
 suite::conformance!(sqlite, SqliteStore);
 suite::conformance!(sqlite_process, SqliteProcessStore);
@@ -110,3 +138,5 @@ suite::conformance!(http_memory, HttpStore<false, false>);
 suite::conformance!(http_sqlite, HttpStore<true, false>);
 suite::conformance!(https_memory, HttpStore<false, true>);
 suite::conformance!(https_sqlite, HttpStore<true, true>);
+suite::conformance!(nats_2_9, NatsStore<false>);
+suite::conformance!(nats_2_15, NatsStore<true>);
