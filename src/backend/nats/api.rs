@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::link::Link;
 use super::options::NatsUrl;
+use super::push::BatchIds;
 use crate::backend::PipeInfo;
 use crate::error::{Error, Kind, Result};
 use crate::message::Position;
@@ -22,8 +23,6 @@ pub(super) struct Info {
     pub(super) config: Config,
     created: String,
     pub(super) state: State,
-    #[serde(default)]
-    did_create: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -132,8 +131,6 @@ pub(super) struct Consumer {
 #[derive(Debug, Deserialize)]
 pub(super) struct Stored {
     pub(super) seq: u64,
-    #[serde(default)]
-    pub(super) duplicate: bool,
 }
 
 #[derive(Deserialize)]
@@ -257,9 +254,16 @@ impl Link {
     ///
     /// # Errors
     /// As for [`Link::api`]; `Unsupported` where another stream takes what is pushed to it.
-    pub(super) async fn create(&self, stream: &str, url: &NatsUrl) -> Result<bool> {
+    pub(super) async fn create(
+        &self,
+        stream: &str,
+        url: &NatsUrl,
+        batches: &BatchIds,
+    ) -> Result<bool> {
         let mut config = json!({
             "name": stream,
+            // Servers take a repetition with the same configuration for the making. This one is like no other.
+            "description": format!("a pipe (dnpipes, {})", batches.next()),
             "subjects": [stream],
             "retention": "limits",
             "storage": "file",
@@ -275,8 +279,9 @@ impl Link {
         if self.knows_batches() {
             config["allow_atomic"] = Value::Bool(true);
         }
-        match self.api::<Info>(&format!("STREAM.CREATE.{stream}"), &config).await? {
-            Ok(info) => Ok(info.did_create.unwrap_or(true)),
+        let what = format!("STREAM.CREATE.{stream}");
+        match self.api::<Value>(&what, &config).await? {
+            Ok(_) => Ok(true),
             Err(error) if error.is(OTHER_CONFIG) => Ok(false),
             Err(error) => Err(error.typed()),
         }

@@ -193,7 +193,9 @@ impl Feed {
             self.stream, self.consumer
         );
         let reply = format!("{}.{}", self.inbox, self.asked);
-        let sent = self.link.send(&subject, Some(reply), None, request.to_string().into());
+        let sent = self
+            .link
+            .send(&subject, Some(reply), None, request.to_string().into());
         sent.await?;
         self.pulls.push_back(Pull {
             serial: self.asked,
@@ -221,9 +223,8 @@ impl Feed {
             return self.news(status.as_u16(), &why, serial).map(|()| None);
         }
         let place = message.reply.as_deref().and_then(Place::parse);
-        let place = place.ok_or_else(|| {
-            Error::new(Kind::Io, "a message without its place in the stream")
-        })?;
+        let place = place
+            .ok_or_else(|| Error::new(Kind::Io, "a message without its place in the stream"))?;
         self.received += 1;
         if place.delivered != self.received {
             return Err(self.gone("a message was lost on its way"));

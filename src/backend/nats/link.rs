@@ -74,7 +74,11 @@ impl Link {
     }
 
     async fn connect_to(url: &NatsUrl, (host, port): &hosts::Host) -> Result<Self> {
-        let scheme = if url.broker.tls.is_some() { "tls" } else { "nats" };
+        let scheme = if url.broker.tls.is_some() {
+            "tls"
+        } else {
+            "nats"
+        };
         let shown = match host.contains(':') {
             true => format!("{scheme}://[{host}]:{port}"),
             false => format!("{scheme}://{host}:{port}"),

@@ -151,13 +151,18 @@ impl Shared {
                 lock(&self.streams).insert(pipe.clone(), Arc::clone(&stream));
                 return Ok(stream);
             }
-            link.create(&self.url.naming.stream(pipe)?, &self.url)
-                .await?;
+            self.create(link, pipe).await?;
         }
         Err(Error::new(
             Kind::Unreachable,
             format!("the stream of {pipe} is made and removed all the time"),
         ))
+    }
+
+    /// Makes the pipe's stream; `false` if it was there.
+    async fn create(&self, link: &Link, pipe: &PipeName) -> Result<bool> {
+        let name = self.url.naming.stream(pipe)?;
+        link.create(&name, &self.url, &self.batches).await
     }
 
     fn forget(&self, pipe: &PipeName) {
@@ -199,14 +204,22 @@ impl Shared {
         }
         if config.retention != "limits" {
             let retention = &config.retention;
-            why.push(format!("what others have read is dropped ({retention} retention)"));
+            why.push(format!(
+                "what others have read is dropped ({retention} retention)"
+            ));
         }
         if config.storage != "file" {
             let storage = &config.storage;
-            why.push(format!("they are lost when the server ends ({storage} storage)"));
+            why.push(format!(
+                "they are lost when the server ends ({storage} storage)"
+            ));
         }
         if !why.is_empty() && lock(&self.warned).insert(config.name.clone()) {
-            log::warn!("stream {} does not keep messages until a reset: {}", config.name, why.join("; "));
+            log::warn!(
+                "stream {} does not keep messages until a reset: {}",
+                config.name,
+                why.join("; ")
+            );
         }
     }
 
@@ -373,8 +386,7 @@ impl Backend for Nats {
     fn create<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, bool> {
         Box::pin(async move {
             let link = self.shared.asking.link().await?;
-            let stream = self.shared.url.naming.stream(pipe)?;
-            link.create(&stream, &self.shared.url).await
+            self.shared.create(&link, pipe).await
         })
     }
 

@@ -23,26 +23,25 @@ impl Naming {
         }
     }
 
-    /// The name of the pipe's stream: the pipe's, with `%XX` for each byte that a stream's name cannot
-    /// have, and for `%`.
+    /// The name of the pipe's stream: the pipe's, with `=XX` for each byte that a stream's name cannot
+    /// have, and for `=`.
     ///
     /// # Errors
     /// `InvalidName` where that is too long.
     pub(super) fn stream(&self, pipe: &PipeName) -> Result<String> {
         let mut name = self.0.clone();
         for c in pipe.as_str().chars() {
-            if is_plain(c) && c != '%' {
+            if is_plain(c) && c != '=' {
                 name.push(c);
                 continue;
             }
             for byte in c.encode_utf8(&mut [0; 4]).bytes() {
-                name.push_str(&format!("%{byte:02X}"));
+                name.push_str(&format!("={byte:02X}"));
             }
         }
         if name.len() > MAX_BYTES {
             let why = format!(
-                "{pipe:?}: its stream {name:?} would have {} bytes, more than {MAX_BYTES} (space . * > \\ % \
-                 take three)",
+                "{pipe:?}: its stream {name:?} would have {} bytes, more than {MAX_BYTES} (space . * > \\ % = take three)",
                 name.len(),
                 pipe = pipe.as_str(),
             );
@@ -58,7 +57,7 @@ impl Naming {
         let mut rest = escaped.as_bytes();
         while let Some((&byte, behind)) = rest.split_first() {
             rest = behind;
-            if byte == b'%' {
+            if byte == b'=' {
                 let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
                 bytes.push(u8::from_str_radix(digits, 16).ok()?);
                 rest = &rest[2..];
@@ -72,10 +71,10 @@ impl Naming {
     }
 }
 
-/// Whether it may stand in a stream's name. Servers care for ASCII's white space only; clients split
-/// protocol lines at any.
+/// Whether it may stand in a stream's name. Servers care for ASCII's white space only, but clients split
+/// protocol lines at any; and servers of 2.9 take a `%` for a directive of Go's `Printf`.
 fn is_plain(c: char) -> bool {
-    !(c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\'))
+    !(c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\' | '%'))
 }
 
 #[cfg(test)]
@@ -92,9 +91,9 @@ mod tests {
         for (pipe, stream) in [
             ("topic", "dnpipes-topic"),
             ("ünïcode-π😀", "dnpipes-ünïcode-π😀"),
-            ("a.b c", "dnpipes-a%2Eb%20c"),
-            ("*>\\%2F", "dnpipes-%2A%3E%5C%252F"),
-            ("wide\u{3000}space", "dnpipes-wide%E3%80%80space"),
+            ("a.b c", "dnpipes-a=2Eb=20c"),
+            ("*>\\%2F=", "dnpipes-=2A=3E=5C=252F=3D"),
+            ("wide\u{3000}space", "dnpipes-wide=E3=80=80space"),
         ] {
             let pipe = PipeName::new(pipe).expect("legal");
             assert_eq!(naming.stream(&pipe).expect("short"), stream);
@@ -108,13 +107,14 @@ mod tests {
         for stream in [
             "dnpipes-",
             "other",
-            "dnpipes-a%2",
-            "dnpipes-%2e",
-            "dnpipes-%41",
-            "dnpipes-%FF",
-            "dnpipes-a%2Fb",
+            "dnpipes-a=2",
+            "dnpipes-=2e",
+            "dnpipes-=41",
+            "dnpipes-=FF",
+            "dnpipes-a=2Fb",
+            "dnpipes-a%b",
             "dnpipes-a@b",
-            "dnpipes-%2Ehidden",
+            "dnpipes-=2Ehidden",
         ] {
             assert_eq!(own.pipe(stream), None, "{stream}");
         }

@@ -92,7 +92,10 @@ mod tests {
         assert_eq!(url.to_string(), "nats://one:4222,two:5000/");
         assert!(!format!("{url:?}").contains("s3cret"));
         assert_eq!((url.replicas, url.creds), (3, Some("/a.creds".into())));
-        assert_eq!(url.naming, Naming::new("ORDERS_".to_owned()).expect("legal"));
+        assert_eq!(
+            url.naming,
+            Naming::new("ORDERS_".to_owned()).expect("legal")
+        );
     }
 
     #[test]

@@ -151,7 +151,8 @@ impl Push {
         for index in head {
             let headers = batch_headers(&batch, index - next + 1);
             let data = self.data(index);
-            link.send(&stream.subject, None, Some(headers), data).await?;
+            link.send(&stream.subject, None, Some(headers), data)
+                .await?;
         }
         let mut headers = batch_headers(&batch, count);
         headers.insert(NATS_BATCH_COMMIT, "1");
@@ -169,7 +170,9 @@ impl Push {
     async fn store_one(&self, stream: &Stream, index: usize) -> Result<Outcome> {
         let mut headers = HeaderMap::new();
         self.identify(&mut headers, stream, index);
-        let answer = self.link.ask(&stream.subject, Some(headers), self.data(index));
+        let answer = self
+            .link
+            .ask(&stream.subject, Some(headers), self.data(index));
         outcome(understood(answer.await?)?)
     }
 
@@ -185,7 +188,12 @@ impl Push {
             }
             let reply = acks.reply();
             self.link
-                .send(&stream.subject, Some(reply), Some(headers), self.data(index))
+                .send(
+                    &stream.subject,
+                    Some(reply),
+                    Some(headers),
+                    self.data(index),
+                )
                 .await?;
             if index + 1 < next + count {
                 let answer = acks.next(&self.link, &stream.subject).await?;

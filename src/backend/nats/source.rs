@@ -82,7 +82,8 @@ impl Subscriber {
             None => {
                 if let Some(position) = self.received {
                     // It is gone, with its messages. One that is made again is later.
-                    self.floor.raise(Position::new(position.epoch().saturating_add(1), 0));
+                    self.floor
+                        .raise(Position::new(position.epoch().saturating_add(1), 0));
                 }
                 self.stage = Stage::None;
             }
@@ -212,28 +213,42 @@ impl Subscriber {
         let mut patience = LOOK_AGAIN;
         loop {
             // What came before this call may have been dropped since.
-            let info = self.look().await?;
-            self.gather(limit.max_bytes).await?;
-            let ready = self.take(limit.max_bytes, before);
-            if !ready.is_empty() || !self.pending.is_empty() {
-                return Ok(ready);
-            }
-            let Some(info) = info else {
-                return Ok(ready);
+            let Some(info) = self.look().await? else {
+                return Ok(self.take(limit.max_bytes, before));
             };
-            if !self.is_more(&info, before).await? {
-                return Ok(ready);
-            }
-            // It may be dropped before it comes.
-            let arrived = tokio::time::timeout(patience, self.arrive(limit.max_bytes)).await;
-            match arrived {
-                Ok(arrived) => arrived?,
-                Err(_) => patience = (patience * 2).min(Duration::from_secs(1)),
-            }
+            let arriving = self.arrive_before(&info, limit.max_bytes, before);
+            // What is waited for may be dropped before it comes.
+            let arrived = tokio::time::timeout(patience, arriving).await;
+            let late = arrived.is_err();
+            let failed = arrived.ok().and_then(Result::err);
             let ready = self.take(limit.max_bytes, before);
-            if !ready.is_empty() || !self.pending.is_empty() {
-                return Ok(ready);
+            match failed {
+                _ if !ready.is_empty() => return Ok(ready),
+                Some(error) => return Err(error),
+                None if !late => return Ok(ready),
+                None => patience = (patience * 2).min(Duration::from_secs(1)),
             }
+        }
+    }
+
+    /// Waits until all that stands before `before` has arrived, or `max_bytes` of it.
+    async fn arrive_before(
+        &mut self,
+        info: &Info,
+        max_bytes: usize,
+        before: Position,
+    ) -> Result<()> {
+        loop {
+            self.gather(max_bytes).await?;
+            let bytes: usize = self.pending.iter().map(|m| weight(&m.data)).sum();
+            let far = self
+                .pending
+                .back()
+                .is_some_and(|last| last.position >= before);
+            if bytes >= max_bytes.max(1) || far || !self.is_more(info, before).await? {
+                return Ok(());
+            }
+            self.arrive(max_bytes).await?;
         }
     }
 
