@@ -7,6 +7,7 @@ mod hosts;
 pub mod http;
 pub mod memory;
 pub mod nats;
+pub mod redis;
 pub mod retry;
 mod secret;
 pub mod sqlite;
@@ -190,5 +191,6 @@ pub fn open(url: &BackendUrl) -> Result<Arc<dyn Backend>> {
         }
         BackendUrl::Http(url) => Ok(Arc::new(http::Http::open(url)?)),
         BackendUrl::Nats(url) => Ok(Arc::new(nats::Nats::open(url)?)),
+        BackendUrl::Redis(url) => Ok(Arc::new(redis::Redis::open(url)?)),
     }
 }

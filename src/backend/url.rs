@@ -1,5 +1,5 @@
 //! Source URLs: `memory:[?limit=BYTES]`, `sqlite:/path/file.db[?durability=full|process]`, and those of
-//! [`HttpUrl`] and [`NatsUrl`].
+//! [`HttpUrl`], [`NatsUrl`] and [`RedisUrl`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use super::http::HttpUrl;
 use super::nats::NatsUrl;
+use super::redis::RedisUrl;
 use super::sqlite::Durability;
 use crate::error::{Error, Kind, Result};
 
@@ -33,6 +34,8 @@ pub enum BackendUrl {
     Http(HttpUrl),
     /// Messages live in NATS JetStream.
     Nats(NatsUrl),
+    /// Messages live in streams of a Redis.
+    Redis(RedisUrl),
 }
 
 impl FromStr for BackendUrl {
@@ -96,8 +99,11 @@ impl FromStr for BackendUrl {
             "nats" | "nats+srv" | "tls" | "tls+srv" => {
                 NatsUrl::parse(text).map(BackendUrl::Nats).map_err(refuse)
             }
+            "redis" | "rediss" | "redis+srv" | "rediss+srv" => {
+                RedisUrl::parse(text).map(BackendUrl::Redis).map_err(refuse)
+            }
             _ => Err(refuse(format!(
-                "there is no backend {scheme:?}; there are: sqlite memory http https nats tls"
+                "there is no backend {scheme:?}; there are: sqlite memory http https nats tls redis rediss"
             ))),
         }
     }
@@ -126,6 +132,7 @@ impl fmt::Display for BackendUrl {
             BackendUrl::Sqlite { path, .. } => write!(f, "sqlite:{}", path.display()),
             BackendUrl::Http(url) => url.fmt(f),
             BackendUrl::Nats(url) => url.fmt(f),
+            BackendUrl::Redis(url) => url.fmt(f),
         }
     }
 }

@@ -6,13 +6,14 @@ mod gateway;
 mod services;
 mod suite;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use dnpipes::backend::Backend;
 use dnpipes::backend::http::{Http, HttpUrl};
 use dnpipes::backend::memory::Memory;
 use dnpipes::backend::nats::{Nats, NatsUrl};
+use dnpipes::backend::redis::{Redis, RedisUrl};
 use dnpipes::backend::sqlite::{Durability, Sqlite};
 use tempfile::TempDir;
 
@@ -108,13 +109,15 @@ impl<const SQLITE: bool, const TLS: bool> Store for HttpStore<SQLITE, TLS> {
     }
 }
 
+/// Numbers the stores that share a server.
+static STORES: AtomicU32 = AtomicU32::new(0);
+
 /// The streams of a prefix of the test's own, on a server that all tests share.
 struct NatsStore<const NEW: bool>(String);
 
 impl<const NEW: bool> Store for NatsStore<NEW> {
     fn new() -> Self {
         static SERVERS: [OnceLock<Services>; 2] = [OnceLock::new(), OnceLock::new()];
-        static STORES: AtomicU64 = AtomicU64::new(0);
         let kind = if NEW { "nats-new" } else { "nats" };
         let server = SERVERS[usize::from(NEW)].get_or_init(|| Services::start(&[kind]));
         let number = STORES.fetch_add(1, Ordering::Relaxed);
@@ -131,6 +134,46 @@ impl<const NEW: bool> Store for NatsStore<NEW> {
     }
 }
 
+/// Streams under a prefix of the test's own, in a server that all tests share.
+struct RedisStore {
+    url: String,
+}
+
+impl RedisStore {
+    fn of(servers: &Services, options: &str) -> Self {
+        let store = STORES.fetch_add(1, Ordering::Relaxed);
+        let url = format!("{}?prefix=store*[{store}]:{options}", servers.url());
+        RedisStore { url }
+    }
+}
+
+impl Store for RedisStore {
+    fn new() -> Self {
+        static SERVERS: OnceLock<Services> = OnceLock::new();
+        RedisStore::of(SERVERS.get_or_init(|| Services::start(&["redis"])), "")
+    }
+
+    fn client(&self) -> Arc<dyn Backend> {
+        let url = RedisUrl::parse(&self.url).expect("the server's URL");
+        Arc::new(Redis::open(&url).expect("a client"))
+    }
+}
+
+/// The same in a cluster of three nodes.
+struct RedisClusterStore(RedisStore);
+
+impl Store for RedisClusterStore {
+    fn new() -> Self {
+        static SERVERS: OnceLock<Services> = OnceLock::new();
+        let servers = SERVERS.get_or_init(|| Services::start(&["redis-cluster"]));
+        RedisClusterStore(RedisStore::of(servers, "&cluster"))
+    }
+
+    fn client(&self) -> Arc<dyn Backend> {
+        self.0.client()
+    }
+}
+
 suite::conformance!(memory, MemoryStore);
 suite::conformance!(sqlite, SqliteStore);
 suite::conformance!(sqlite_process, SqliteProcessStore);
@@ -140,3 +183,5 @@ suite::conformance!(https_memory, HttpStore<false, true>);
 suite::conformance!(https_sqlite, HttpStore<true, true>);
 suite::conformance!(nats_2_9, NatsStore<false>);
 suite::conformance!(nats_2_15, NatsStore<true>);
+suite::conformance!(redis, RedisStore);
+suite::conformance!(redis_cluster, RedisClusterStore);

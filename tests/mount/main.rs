@@ -2,9 +2,14 @@
 
 #[path = "../support/gateway.rs"]
 mod gateway;
+mod load;
+mod network;
+#[path = "../support/services.rs"]
+mod services;
 mod support;
 
 mod basics;
+mod brokers;
 mod commands;
 mod crash;
 mod metadata;

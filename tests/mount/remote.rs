@@ -1,100 +1,13 @@
 //! Mounts that share the pipes of one gateway, and what comes between them and it.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::gateway::{Gateway, free_port};
-use crate::support::{Mount, PYTHON, Running, Store, finish, wait_for};
-
-/// Writes numbered lines, one a write(2), and notes how many were acknowledged.
-const NUMBERED: &str = "
-import os, sys
-name, count, acks = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-fd = os.open('topic', os.O_WRONLY)
-for number in range(count):
-    line = ('%s %d %s\\n' % (name, number, 'x' * (number * 37 % 3000))).encode()
-    if os.write(fd, line) != len(line):
-        sys.exit('a short write')
-    with open(acks, 'w') as file:
-        print(number + 1, file=file)
-";
-
-fn acknowledged(path: &Path) -> usize {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.trim().parse().unwrap_or(0)
-}
-
-/// Writers that number their lines.
-struct Writers<'a> {
-    store: &'a Store,
-    running: Vec<Running>,
-}
-
-impl<'a> Writers<'a> {
-    fn start(store: &'a Store, mounts: &[&Mount], lines: usize) -> Self {
-        let acks = |writer: usize| store.folder().join(format!("acks{writer}"));
-        let running = mounts.iter().enumerate().map(|(writer, mount)| {
-            let acks = acks(writer);
-            mount.spawn(&format!(
-                "exec {PYTHON} -c \"{NUMBERED}\" w{writer} {lines} {}",
-                acks.display()
-            ))
-        });
-        Writers {
-            store,
-            running: running.collect(),
-        }
-    }
-
-    /// Waits until each has `count` lines acknowledged.
-    fn await_acknowledged(&self, count: usize) {
-        for writer in 0..self.running.len() {
-            let acks = self.store.folder().join(format!("acks{writer}"));
-            wait_for("acknowledged lines", || {
-                (acknowledged(&acks) >= count).then_some(())
-            });
-        }
-    }
-
-    /// Waits for their end; none may have seen an error.
-    fn finish(self) {
-        for writer in self.running {
-            let output = writer.finish();
-            assert!(output.status.success(), "{output:?}");
-        }
-    }
-}
-
-/// Each writer's lines are there once and in order, and no others.
-fn assert_complete(lines: &[String], writers: usize, count: usize) {
-    let mut next = vec![0; writers];
-    for line in lines {
-        let mut words = line.split(' ');
-        let writer: usize = words.next().expect("a name")[1..]
-            .parse()
-            .expect("a number");
-        let number: usize = words.next().expect("a number").parse().expect("a number");
-        assert_eq!(number, next[writer], "writer {writer}");
-        assert_eq!(words.next().expect("a rest").len(), number * 37 % 3000);
-        next[writer] += 1;
-    }
-    assert_eq!(next, vec![count; writers]);
-}
-
-/// A reader that ends after `lines` lines, and what it has read.
-fn follow(mount: &Mount, lines: usize) -> Running {
-    mount.spawn(&format!("exec head -n {lines} topic@follow"))
-}
-
-fn read_lines(reader: Running) -> Vec<String> {
-    let output = reader.finish();
-    assert!(output.status.success(), "{output:?}");
-    let text = String::from_utf8(output.stdout).expect("text");
-    text.lines().map(str::to_owned).collect()
-}
+use crate::load::{Writers, assert_complete, follow, read_lines};
+use crate::network::Hosts;
+use crate::support::{Mount, Running, Store, finish, wait_for};
 
 #[test]
 fn what_one_mount_writes_another_reads() {
@@ -214,85 +127,6 @@ fn a_mount_that_could_never_work_says_why_and_one_of_a_gateway_to_come_works_lat
     assert!(mount.log().contains("cannot be reached yet"));
     let _gateway = Gateway::start_at("memory:", &[], &listen, &[]);
     mount.out("echo hello > topic; cat topic");
-}
-
-/// Two hosts: network namespaces joined by a cable.
-struct Hosts {
-    near: String,
-    far: String,
-}
-
-fn ip(words: &str) {
-    let output = finish(Command::new("ip").args(words.split(' ')));
-    assert!(output.status.success(), "ip {words}: {output:?}");
-}
-
-impl Hosts {
-    /// The address of the far host.
-    const FAR: &'static str = "10.77.0.1";
-
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let id = format!("dnp{}x{count}", std::process::id());
-        let hosts = Hosts {
-            near: format!("{id}n"),
-            far: format!("{id}f"),
-        };
-        let Hosts { near, far } = &hosts;
-        for host in [near, far] {
-            ip(&format!("netns add {host}"));
-            ip(&format!("-n {host} link set lo up"));
-        }
-        ip(&format!(
-            "-n {near} link add v0 type veth peer name v0 netns {far}"
-        ));
-        ip(&format!("-n {far} addr add {}/24 dev v0", Self::FAR));
-        ip(&format!("-n {near} addr add 10.77.0.2/24 dev v0"));
-        for host in [near, far] {
-            ip(&format!("-n {host} link set v0 up"));
-        }
-        hosts
-    }
-
-    /// A program in front of one that runs on a host: in its network, with everybody's mounts.
-    fn on(host: &str) -> [String; 2] {
-        ["nsenter".to_owned(), format!("--net=/run/netns/{host}")]
-    }
-
-    /// Cuts the cable: what arrives on the near host is dropped, or refused.
-    fn cut(&self, target: &str) {
-        self.rule("-A", target);
-    }
-
-    fn heal(&self, target: &str) {
-        self.rule("-D", target);
-    }
-
-    fn rule(&self, action: &str, target: &str) {
-        for (host, chain) in [(&self.near, "INPUT"), (&self.near, "OUTPUT")] {
-            let [nsenter, net] = Self::on(host);
-            let mut command = Command::new(nsenter);
-            command
-                .arg(net)
-                .args(["iptables", "-w", action, chain, "-p", "tcp", "-j"])
-                .args(target.split(' '));
-            let output = finish(&mut command);
-            assert!(output.status.success(), "{output:?}");
-        }
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        for host in [&self.near, &self.far] {
-            Command::new("ip")
-                .args(["netns", "del", host])
-                .stderr(Stdio::null())
-                .status()
-                .ok();
-        }
-    }
 }
 
 /// A gateway on the far host, and mounts of it on the near one.

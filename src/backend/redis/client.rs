@@ -1,0 +1,397 @@
+//! Requests to the server: over connections that are made anew when they break, and by scripts.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+
+use redis::aio::{AsyncPushSender, SendError};
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
+use redis::{Cmd, ErrorKind, PushInfo, PushKind, RedisError, Script, ServerErrorKind, Value};
+use tokio::sync::Mutex;
+
+use super::entry::{position, strange, text};
+use super::keys::{Keys, pattern};
+use super::link::{ANSWER, Connector, Link, is_broken, translated};
+use super::options::{RedisUrl, Topology};
+use crate::backend::floor::Floors;
+use crate::error::{Error, Kind, Result};
+use crate::name::PipeName;
+
+/// The first line of versions that will do: scripts may ask for the time before they write.
+const OLDEST_VERSION: u32 = 7;
+
+/// Keys that one request of a listing looks at.
+const SCAN: usize = 1000;
+
+/// A script, and the hash by which the server knows it once it has seen it.
+pub(super) struct Lua {
+    code: &'static str,
+    hash: LazyLock<String>,
+}
+
+macro_rules! script {
+    ($($file:literal)+) => {
+        Lua {
+            code: concat!($(include_str!($file)),+),
+            hash: LazyLock::new(|| {
+                Script::new(concat!($(include_str!($file)),+)).get_hash().to_owned()
+            }),
+        }
+    };
+}
+
+pub(super) static PUSH: Lua = script!("count.lua" "push.lua");
+pub(super) static STAT: Lua = script!("count.lua" "stat.lua");
+pub(super) static CREATE: Lua = script!("count.lua" "create.lua");
+pub(super) static RESET: Lua = script!("count.lua" "reset.lua");
+pub(super) static REMOVE: Lua = script!("count.lua" "remove.lua");
+pub(super) static FETCH: Lua = script!("fetch.lua");
+
+/// A connection that is made when it is needed, and again when it broke.
+#[derive(Default)]
+pub(super) struct Lane {
+    /// The newest one's number, and itself unless it broke.
+    link: Mutex<(u64, Option<Link>)>,
+}
+
+pub(super) struct Client {
+    connector: Connector,
+    url: RedisUrl,
+    /// What readers know of resets.
+    pub(super) floors: Arc<Floors>,
+    /// Pushes, and whatever else is short.
+    pub(super) commands: Lane,
+    /// What may bring large answers, behind which no push should have to wait.
+    pub(super) fetches: Lane,
+    /// Whether the server's settings were looked at.
+    checked: AtomicBool,
+}
+
+impl Client {
+    pub(super) fn new(url: &RedisUrl) -> Result<Self> {
+        Ok(Client {
+            connector: Connector::new(url)?,
+            url: url.clone(),
+            floors: Arc::default(),
+            commands: Lane::default(),
+            fetches: Lane::default(),
+            checked: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn keys(&self, pipe: &PipeName) -> Result<Keys> {
+        let cluster = self.url.topology == Topology::Cluster;
+        Keys::new(&self.url.prefix, pipe, cluster)
+    }
+
+    /// The channel on which resets are told. The same key in another database is another pipe.
+    pub(super) fn channel(&self) -> String {
+        format!("dnpipes-resets-{}", self.url.database)
+    }
+
+    /// A connection for one alone, as requests that wait keep others from it.
+    pub(super) async fn own_link(&self) -> Result<Link> {
+        self.connector.connect(None).await
+    }
+
+    async fn link(&self, lane: &Lane) -> Result<(u64, Link)> {
+        let mut current = lane.link.lock().await;
+        if let (generation, Some(link)) = &*current {
+            return Ok((*generation, link.clone()));
+        }
+        let generation = current.0 + 1;
+        let link = match std::ptr::eq(lane, &self.commands) {
+            true => self.connect_and_listen().await?,
+            false => self.connector.connect(None).await?,
+        };
+        *current = (generation, Some(link.clone()));
+        Ok((generation, link))
+    }
+
+    async fn connect_and_listen(&self) -> Result<Link> {
+        let resets = Resets {
+            floors: Arc::clone(&self.floors),
+            prefix: self.url.prefix.clone(),
+        };
+        let mut link = self.connector.connect(Some(Arc::new(resets))).await?;
+        if !self.checked.load(Ordering::Relaxed) {
+            within("asking for its settings", self.check(&mut link)).await??;
+            self.checked.store(true, Ordering::Relaxed);
+        }
+        let channel = self.channel();
+        let subscribed = async {
+            match &mut link {
+                Link::Single(link) => link.subscribe(channel).await,
+                Link::Cluster(link) => link.subscribe(channel).await,
+            }
+        };
+        match within("subscribing to resets", subscribed).await? {
+            Ok(()) => {}
+            Err(error) if is_broken(&error) => {
+                return Err(translated("subscribing to resets", error));
+            }
+            // Then they are seen at the next fetch.
+            Err(error) => log::info!("{}: no word of others' resets: {error}", self.url),
+        }
+        Ok(link)
+    }
+
+    /// Looks at the settings that decide on what is kept.
+    async fn check(&self, link: &mut Link) -> Result<()> {
+        let info = match one_node(link, redis::cmd("INFO")).await {
+            Ok(info) => info,
+            Err(error) if is_broken(&error) => return Err(translated("INFO", error)),
+            Err(error) => {
+                log::info!("{}: its settings are not known: {error}", self.url);
+                return Ok(());
+            }
+        };
+        let info = match &info {
+            Value::VerbatimString { text, .. } => text,
+            other => text(other)?,
+        };
+        let fields: HashMap<&str, &str> = info
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .collect();
+        let field = |name| fields.get(name).copied().unwrap_or_default();
+        let version = field("redis_version");
+        let major = version
+            .split('.')
+            .next()
+            .and_then(|major| major.parse().ok());
+        if major.is_some_and(|major: u32| major < OLDEST_VERSION) {
+            let why = format!("{} is Redis {version}; it takes 7.0 or later", self.url);
+            return Err(Error::new(Kind::Unsupported, why));
+        }
+        let policy = field("maxmemory_policy");
+        if policy.starts_with("allkeys") {
+            log::warn!(
+                "{}: it drops whole pipes when its memory is full (maxmemory-policy {policy}); noeviction keeps them",
+                self.url
+            );
+        }
+        if field("aof_enabled") == "0" {
+            log::warn!(
+                "{}: it has no append-only file: a crash takes what was pushed since its last snapshot; appendonly yes keeps it",
+                self.url
+            );
+        }
+        Ok(())
+    }
+
+    /// A request. What is not answered in time may have arrived.
+    pub(super) async fn call(
+        &self,
+        lane: &Lane,
+        what: impl Fn() -> String,
+        command: &Cmd,
+    ) -> Result<Value> {
+        self.asked(lane, &what, command)
+            .await?
+            .map_err(|error| translated(what(), error))
+    }
+
+    /// Runs a script.
+    pub(super) async fn run<const KEYS: usize>(
+        &self,
+        lane: &Lane,
+        what: impl Fn() -> String,
+        script: &Lua,
+        keys: [&str; KEYS],
+        arguments: impl Fn(&mut Cmd),
+    ) -> Result<Value> {
+        let command = |name: &str, what: &str| {
+            let mut command = redis::cmd(name);
+            command.arg(what).arg(KEYS).arg(&keys);
+            arguments(&mut command);
+            command
+        };
+        let known = command("EVALSHA", &script.hash);
+        match self.asked(lane, &what, &known).await? {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                let whole = command("EVAL", script.code);
+                self.call(lane, what, &whole).await
+            }
+            answer => answer.map_err(|error| translated(what(), error)),
+        }
+    }
+
+    async fn asked(
+        &self,
+        lane: &Lane,
+        what: &impl Fn() -> String,
+        command: &Cmd,
+    ) -> Result<Result<Value, RedisError>> {
+        let (generation, mut link) = self.link(lane).await?;
+        let answer = tokio::time::timeout(ANSWER, command.query_async(&mut link)).await;
+        let broken = match &answer {
+            Err(_) => true,
+            Ok(Err(error)) => is_broken(error),
+            Ok(Ok(_)) => false,
+        };
+        if broken {
+            let mut current = lane.link.lock().await;
+            if current.0 == generation {
+                current.1 = None;
+            }
+        }
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(no_answer(what()).maybe_applied()),
+        }
+    }
+
+    /// Waits until the server's disk has what was pushed, where the server can tell (Redis 7.2, with an
+    /// append-only file).
+    pub(super) async fn sync(&self, keys: &Keys) -> Result<()> {
+        // On its own connection, as it keeps others waiting. It waits for what that one wrote, and so for all
+        // that was written before.
+        let mut link = self.own_link().await?;
+        let mut mark = redis::cmd("HSET");
+        mark.arg(&keys.meta).arg("synced").arg(1);
+        let mut wait = redis::cmd("WAITAOF");
+        wait.arg(1).arg(0).arg(ANSWER.as_millis() as u64 / 2);
+        let waited = async {
+            mark.exec_async(&mut link).await?;
+            match &mut link {
+                Link::Single(link) => wait.query_async(link).await,
+                // Those that this connection wrote nothing to do not wait.
+                Link::Cluster(link) => {
+                    let masters = (MultipleNodeRoutingInfo::AllMasters, None);
+                    link.route_command(wait, RoutingInfo::MultiNode(masters))
+                        .await
+                }
+            }
+        };
+        match within("syncing", waited).await? {
+            Ok(Value::Array(done)) if done.first() == Some(&Value::Int(0)) => {
+                Err(Error::new(Kind::Unreachable, "syncing").caused_by("the disk is behind"))
+            }
+            Ok(_) => Ok(()),
+            Err(error) if is_broken(&error) || error.code() != Some("ERR") => {
+                Err(translated("syncing", error))
+            }
+            // It has no such command, or no such file.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The pipes there are, in no order, each perhaps more than once.
+    pub(super) async fn names(&self) -> Result<Vec<PipeName>> {
+        let (_, mut link) = self.link(&self.fetches).await?;
+        let mut names = Vec::new();
+        for node in nodes(&mut link).await? {
+            let mut cursor = "0".to_owned();
+            loop {
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(&cursor)
+                    .arg("MATCH")
+                    .arg(pattern(&self.url.prefix));
+                scan.arg("COUNT").arg(SCAN).arg("TYPE").arg("stream");
+                let answer = match (&mut link, &node) {
+                    (Link::Cluster(link), Some(node)) => {
+                        let node = RoutingInfo::SingleNode(node.clone());
+                        within("listing", link.route_command(scan, node)).await?
+                    }
+                    (link, _) => within("listing", scan.query_async(link)).await?,
+                };
+                let answer = answer.map_err(|error| translated("listing", error))?;
+                let Value::Array(parts) = answer else {
+                    return Err(strange("no page of SCAN"));
+                };
+                let [next, Value::Array(keys)] = parts.as_slice() else {
+                    return Err(strange("no page of SCAN"));
+                };
+                names.extend(keys.iter().filter_map(|key| self.name(key)));
+                cursor = text(next)?.to_owned();
+                if cursor == "0" {
+                    break;
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    fn name(&self, key: &Value) -> Option<PipeName> {
+        let name = text(key).ok()?.strip_prefix(&self.url.prefix)?;
+        match PipeName::new(name) {
+            Ok(name) => Some(name),
+            Err(error) => {
+                log::debug!("a stream that cannot be shown: {error}");
+                None
+            }
+        }
+    }
+}
+
+/// Makes an answer that does not come an error.
+async fn within<T>(what: &str, answer: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(ANSWER, answer)
+        .await
+        .map_err(|_| no_answer(what.to_owned()))
+}
+
+pub(super) fn no_answer(what: String) -> Error {
+    Error::new(Kind::Unreachable, what).caused_by(format!("no answer within {ANSWER:?}"))
+}
+
+/// Asks any one master.
+async fn one_node(link: &mut Link, command: Cmd) -> Result<Value, RedisError> {
+    match link {
+        Link::Single(link) => command.query_async(link).await,
+        Link::Cluster(link) => {
+            let node = RoutingInfo::SingleNode(SingleNodeRoutingInfo::RandomPrimary);
+            link.route_command(command, node).await
+        }
+    }
+}
+
+/// The masters of a cluster; else the one server.
+async fn nodes(link: &mut Link) -> Result<Vec<Option<SingleNodeRoutingInfo>>> {
+    if matches!(link, Link::Single(_)) {
+        return Ok(vec![None]);
+    }
+    let mut slots = redis::cmd("CLUSTER");
+    slots.arg("SLOTS");
+    let slots = within("asking for its nodes", one_node(link, slots)).await?;
+    let slots = slots.map_err(|error| translated("asking for its nodes", error))?;
+    let Value::Array(ranges) = slots else {
+        return Err(strange("no slots"));
+    };
+    let mut nodes = std::collections::BTreeSet::new();
+    for range in &ranges {
+        let Value::Array(range) = range else {
+            return Err(strange("no slots"));
+        };
+        if let Some(Value::Array(master)) = range.get(2)
+            && let [host, Value::Int(port), ..] = master.as_slice()
+            && let Ok(port) = u16::try_from(*port)
+        {
+            nodes.insert((text(host)?.to_owned(), port));
+        }
+    }
+    let node = |(host, port)| Some(SingleNodeRoutingInfo::ByAddress { host, port });
+    Ok(nodes.into_iter().map(node).collect())
+}
+
+/// Hears of resets, by whomever, and lets the readers here know.
+struct Resets {
+    floors: Arc<Floors>,
+    prefix: String,
+}
+
+impl AsyncPushSender for Resets {
+    fn send(&self, info: PushInfo) -> Result<(), SendError> {
+        if info.kind == PushKind::Message
+            && let [_, told] = info.data.as_slice()
+            && let Ok(told) = text(told)
+            && let Some((floor, stream)) = told.split_once(' ')
+            && let Ok(floor) = position(floor)
+            && let Some(Ok(pipe)) = stream.strip_prefix(&self.prefix).map(PipeName::new)
+        {
+            self.floors.of(&pipe).raise(floor);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,355 @@
+//! Connections: how they are made, and what their failures mean.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection};
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::io::tcp::TcpSettings;
+use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind,
+    IntoConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, RedisFuture,
+    ServerErrorKind, TlsCertificates, TlsMode, Value,
+};
+
+use super::options::{RedisUrl, Topology};
+use crate::backend::hosts::Host;
+use crate::backend::secret::read;
+use crate::error::{Error, Kind, Result};
+
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long an answer may take, and how long sent data may stay without an acknowledgement of the other
+/// side's system.
+pub(super) const ANSWER: Duration = Duration::from_secs(10);
+
+/// A connection that many requests share. Closed when its last clone is dropped.
+#[derive(Clone)]
+pub(super) enum Link {
+    Single(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl ConnectionLike for Link {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Link::Single(link) => link.req_packed_command(cmd),
+            Link::Cluster(link) => link.req_packed_command(cmd),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Link::Single(link) => link.req_packed_commands(pipeline, offset, count),
+            Link::Cluster(link) => link.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Link::Single(link) => link.get_db(),
+            Link::Cluster(link) => link.get_db(),
+        }
+    }
+}
+
+/// Makes connections.
+pub(super) struct Connector {
+    url: RedisUrl,
+    login: RedisConnectionInfo,
+    certificates: Option<TlsCertificates>,
+}
+
+impl Connector {
+    /// # Errors
+    /// `NotFound`, `Denied` or `InvalidInput` for the files with certificates or the password.
+    pub(super) fn new(url: &RedisUrl) -> Result<Self> {
+        let credentials = url.broker.credentials()?;
+        let mut login = RedisConnectionInfo::default()
+            .set_protocol(ProtocolVersion::RESP3)
+            .set_lib_name("dnpipes", env!("CARGO_PKG_VERSION"))
+            .set_db(url.database);
+        if let Some(user) = credentials.user {
+            login = login.set_username(user);
+        }
+        if let Some(password) = credentials.password {
+            login = login.set_password(password);
+        }
+        let certificates = match &url.broker.tls {
+            None => None,
+            Some(files) => {
+                // Who set another provider before keeps it.
+                drop(rustls::crypto::ring::default_provider().install_default());
+                let client_tls = match &files.identity {
+                    None => None,
+                    Some((cert, key)) => Some(ClientTlsConfig {
+                        client_cert: read(cert)?,
+                        client_key: read(key)?,
+                    }),
+                };
+                let root_cert = files.ca.as_ref().map(|ca| read(ca)).transpose()?;
+                Some(TlsCertificates {
+                    client_tls,
+                    root_cert,
+                })
+            }
+        };
+        Ok(Connector {
+            url: url.clone(),
+            login,
+            certificates,
+        })
+    }
+
+    /// Connects, to servers that are looked up anew. `told` hears what the server sends by itself.
+    ///
+    /// # Errors
+    /// `Unreachable`; `Denied` for credentials and certificates; `InvalidInput`.
+    pub(super) async fn connect(&self, told: Option<Arc<dyn AsyncPushSender>>) -> Result<Link> {
+        let hosts = self.url.broker.hosts.resolve().await?;
+        let made = async {
+            match &self.url.topology {
+                Topology::Cluster => self.cluster(&hosts, told).await,
+                Topology::Sentinel(name) => {
+                    let client = self.master(&hosts, name).await?;
+                    single(&client, told).await
+                }
+                Topology::Single => self.first(&hosts, told).await,
+            }
+        };
+        let what = || format!("connecting to {}", self.url);
+        match tokio::time::timeout(CONNECT, made).await {
+            Ok(made) => made.map_err(|error| translated(what(), error)),
+            Err(_) => Err(Error::new(Kind::Unreachable, what()).caused_by("no answer")),
+        }
+    }
+
+    fn address(&self, (host, port): &Host) -> ConnectionAddr {
+        match self.certificates {
+            None => ConnectionAddr::Tcp(host.clone(), *port),
+            Some(_) => ConnectionAddr::TcpTls {
+                host: host.clone(),
+                port: *port,
+                insecure: false,
+                tls_params: None,
+            },
+        }
+    }
+
+    fn client(&self, host: &Host) -> Result<Client, RedisError> {
+        let info = self.address(host).into_connection_info()?;
+        let info = info
+            .set_tcp_settings(tcp())
+            .set_redis_settings(self.login.clone());
+        match &self.certificates {
+            None => Client::open(info),
+            Some(certificates) => Client::build_with_tls(info, certificates.clone()),
+        }
+    }
+
+    /// The first host that answers and can be written to; if none can, the first that answers.
+    async fn first(
+        &self,
+        hosts: &[Host],
+        told: Option<Arc<dyn AsyncPushSender>>,
+    ) -> Result<Link, RedisError> {
+        let mut replica = None;
+        let mut failed = None;
+        for host in hosts {
+            match single(&self.client(host)?, told.clone()).await {
+                Err(error) => failed = failed.or(Some(error)),
+                Ok(link) if hosts.len() == 1 => return Ok(link),
+                Ok(mut link) => {
+                    let role: Value = redis::cmd("ROLE").query_async(&mut link).await?;
+                    match is_master(&role) {
+                        true => return Ok(link),
+                        false => replica = replica.or(Some(link)),
+                    }
+                }
+            }
+        }
+        match (replica, failed) {
+            (Some(link), _) => Ok(link),
+            (None, Some(error)) => Err(error),
+            (None, None) => Err((ErrorKind::InvalidClientConfig, "no host").into()),
+        }
+    }
+
+    /// The master that sentinels know.
+    async fn master(&self, sentinels: &[Host], name: &str) -> Result<Client, RedisError> {
+        let addresses = sentinels.iter().map(|host| self.address(host));
+        let mut builder = SentinelClientBuilder::new(addresses, name, SentinelServerType::Master)?
+            .set_client_to_redis_db(self.url.database)
+            .set_client_to_redis_protocol(ProtocolVersion::RESP3)
+            .set_client_to_redis_tcp_settings(tcp())
+            .set_client_to_sentinel_tcp_settings(tcp());
+        if let Some(user) = self.login.username() {
+            builder = builder.set_client_to_redis_username(user);
+        }
+        if let Some(password) = self.login.password() {
+            builder = builder.set_client_to_redis_password(password);
+        }
+        if let Some(certificates) = &self.certificates {
+            builder = builder
+                .set_client_to_redis_tls_mode(TlsMode::Secure)
+                .set_client_to_redis_certificates(certificates.clone())
+                .set_client_to_sentinel_tls_mode(TlsMode::Secure)
+                .set_client_to_sentinel_certificates(certificates.clone());
+        }
+        builder.build()?.async_get_client().await
+    }
+
+    async fn cluster(
+        &self,
+        hosts: &[Host],
+        told: Option<Arc<dyn AsyncPushSender>>,
+    ) -> Result<Link, RedisError> {
+        let nodes = hosts
+            .iter()
+            .map(|host| self.address(host).into_connection_info())
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut builder = ClusterClient::builder(nodes)
+            .use_protocol(ProtocolVersion::RESP3)
+            .connection_timeout(CONNECT)
+            // Ours are shorter, and those that wait have none.
+            .response_timeout(Duration::from_secs(3600))
+            .tcp_settings(tcp())
+            // For those that a redirection answers: the others are repeated elsewhere.
+            .retries(3);
+        if let Some(user) = self.login.username() {
+            builder = builder.username(user);
+        }
+        if let Some(password) = self.login.password() {
+            builder = builder.password(password);
+        }
+        if let Some(certificates) = &self.certificates {
+            builder = builder.tls(TlsMode::Secure).certs(certificates.clone());
+        }
+        if let Some(told) = told {
+            builder = builder.push_sender(Told(told));
+        }
+        let link = builder.build()?.get_async_connection().await?;
+        Ok(Link::Cluster(link))
+    }
+}
+
+/// A shared listener, where one of its own is asked for.
+struct Told(Arc<dyn AsyncPushSender>);
+
+impl AsyncPushSender for Told {
+    fn send(&self, info: redis::PushInfo) -> Result<(), redis::aio::SendError> {
+        self.0.send(info)
+    }
+}
+
+fn tcp() -> TcpSettings {
+    TcpSettings::default()
+        .set_nodelay(true)
+        .set_user_timeout(ANSWER)
+}
+
+async fn single(
+    client: &Client,
+    told: Option<Arc<dyn AsyncPushSender>>,
+) -> Result<Link, RedisError> {
+    let mut config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT))
+        // Requests that wait for a push have no deadline; the others have ours.
+        .set_response_timeout(None);
+    if let Some(told) = told {
+        config = config.set_push_sender(Told(told));
+    }
+    let link = client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await?;
+    Ok(Link::Single(link))
+}
+
+fn is_master(role: &Value) -> bool {
+    match role {
+        Value::Array(fields) => match fields.first() {
+            Some(Value::BulkString(role)) => role == b"master",
+            Some(Value::SimpleString(role)) => role == "master",
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// Whether a connection that failed so must not be used again.
+pub(super) fn is_broken(error: &RedisError) -> bool {
+    error.is_io_error()
+        || error.is_timeout()
+        || error.is_unrecoverable_error()
+        || matches!(
+            error.kind(),
+            ErrorKind::Server(
+                ServerErrorKind::ReadOnly | ServerErrorKind::Moved | ServerErrorKind::MasterDown
+            ) | ErrorKind::Parse
+                | ErrorKind::ClusterConnectionNotFound
+        )
+}
+
+/// What a failure means to the caller.
+pub(super) fn translated(context: impl Into<String>, error: RedisError) -> Error {
+    let kind = kind(&error);
+    let maybe = kind == Kind::Unreachable && !matches!(error.kind(), ErrorKind::Server(_));
+    let mut context = context.into();
+    if matches!(error.kind(), ErrorKind::Server(ServerErrorKind::Moved)) {
+        context += ": the server is a node of a cluster; add ?cluster to the URL";
+    }
+    let failed = Error::new(kind, context).caused_by(error);
+    if maybe {
+        failed.maybe_applied()
+    } else {
+        failed
+    }
+}
+
+fn kind(error: &RedisError) -> Kind {
+    match error.kind() {
+        ErrorKind::AuthenticationFailed => Kind::Denied,
+        ErrorKind::InvalidClientConfig => Kind::InvalidInput,
+        ErrorKind::RESP3NotSupported => Kind::Unsupported,
+        ErrorKind::Server(server) => match server {
+            ServerErrorKind::NoPerm => Kind::Denied,
+            ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot => {
+                Kind::InvalidInput
+            }
+            ServerErrorKind::BusyLoading
+            | ServerErrorKind::TryAgain
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::ReadOnly => Kind::Unreachable,
+            _ => by_text(error),
+        },
+        // A certificate that is not trusted stays so.
+        _ if error.to_string().contains("certificate") => Kind::Denied,
+        ErrorKind::Io
+        | ErrorKind::ClusterConnectionNotFound
+        | ErrorKind::MasterNameNotFoundBySentinel
+        | ErrorKind::NoValidReplicasFoundBySentinel => Kind::Unreachable,
+        _ => by_text(error),
+    }
+}
+
+/// Redis's own errors begin with a word in capitals.
+fn by_text(error: &RedisError) -> Kind {
+    match error.code() {
+        Some("OOM") => Kind::Full,
+        // It cannot write its file; if that is for want of room, a reset may help.
+        Some("MISCONF") if error.to_string().contains("No space left") => Kind::Full,
+        Some("NOAUTH" | "WRONGPASS" | "DENIED") => Kind::Denied,
+        Some("BUSY" | "NOREPLICAS" | "UNBLOCKED") => Kind::Unreachable,
+        Some("WRONGTYPE") => Kind::Damaged,
+        _ => Kind::Io,
+    }
+}

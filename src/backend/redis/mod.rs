@@ -1,0 +1,296 @@
+//! Pipes in Redis: each is a stream, so that `XADD` and `XRANGE` of other programs push and pull too.
+//!
+//! - [`options`]: the source's URL; [`link`]: connections and what their failures mean.
+//! - [`client`]: requests and scripts; [`keys`], [`entry`]: what lies in the database.
+//! - [`source`]: subscribers.
+//!
+//! A request is made once: [`super::retry::Retry`] repeats it. Whatever changes something is one script, so that
+//! it happens as a whole, and one that comes late or twice does no harm: a push is known by its identity, a reset
+//! drops what was there when it was asked for.
+
+mod client;
+mod entry;
+mod keys;
+mod link;
+mod options;
+mod source;
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use redis::Value;
+
+pub use options::RedisUrl;
+
+use super::{Backend, Caps, Fut, PipeInfo, Source, Start};
+use crate::error::{Error, Kind, Result};
+use crate::message::{Batch, Position, PushId, time_from_micros};
+use crate::name::PipeName;
+use client::{Client, Lane};
+use entry::{position, strange, text};
+use keys::Keys;
+use source::Subscriber;
+
+/// The longest string that Redis takes by default (proto-max-bulk-len), in bytes.
+const MAX_MESSAGE: usize = 512 << 20;
+
+/// The most messages of one push: a script keeps others from the server while it runs.
+const MAX_BATCH: usize = 2 << 20;
+
+/// How many pipes are looked at together for a listing.
+const TOGETHER: usize = 64;
+
+/// The client of a Redis.
+pub struct Redis {
+    client: Arc<Client>,
+}
+
+/// What a look at a pipe tells.
+struct Look {
+    /// Nothing where it does not exist.
+    info: Option<PipeInfo>,
+    /// The newest message that it ever had.
+    newest: Position,
+    /// Behind that.
+    end: Position,
+    /// The longest message's bytes.
+    largest: Option<usize>,
+    /// Where it starts, by a reset or a removal.
+    floor: Position,
+    /// What tells it from another of that name.
+    made: String,
+}
+
+/// Looks at a pipe.
+async fn look(client: &Client, lane: &Lane, pipe: &PipeName, keys: &Keys) -> Result<Look> {
+    let what = || format!("looking at {pipe}");
+    let keys = [keys.stream.as_str(), keys.meta.as_str()];
+    let answer = client.run(lane, what, &client::STAT, keys, |_| ()).await?;
+    let Value::Array(fields) = answer else {
+        return Err(strange("no look at a pipe"));
+    };
+    let [
+        length,
+        newest,
+        first,
+        last,
+        bytes,
+        largest,
+        modified,
+        floor,
+        made,
+    ] = fields.as_slice()
+    else {
+        return Err(strange("no look at a pipe"));
+    };
+    let number = |value: &Value| match value {
+        Value::Int(number) => Ok(u64::try_from(*number).ok()),
+        _ => Err(strange("no number")),
+    };
+    let place = |value: &Value| match text(value)? {
+        "" => Ok(None),
+        id => position(id).map(Some),
+    };
+    let newest = place(newest)?.unwrap_or(Position::MIN);
+    // Ids begin with milliseconds of the server's clock, unless somebody chose them.
+    let pushed = newest.epoch().saturating_mul(1000);
+    let changed = text(modified)?.parse().unwrap_or(0).max(pushed);
+    let info = match number(length)? {
+        None => None,
+        Some(count) => Some(PipeInfo {
+            count,
+            bytes: number(bytes)?,
+            first: place(first)?,
+            last: place(last)?,
+            modified: time_from_micros(changed),
+        }),
+    };
+    Ok(Look {
+        info,
+        newest,
+        end: behind(newest),
+        largest: number(largest)?.map(|bytes| bytes as usize),
+        floor: place(floor)?.unwrap_or(Position::MIN),
+        made: text(made)?.to_owned(),
+    })
+}
+
+/// The position behind another.
+fn behind(position: Position) -> Position {
+    match position.seq().checked_add(1) {
+        Some(seq) => Position::new(position.epoch(), seq),
+        None => Position::new(position.epoch().saturating_add(1), 0),
+    }
+}
+
+fn not_found(pipe: &PipeName) -> Error {
+    Error::new(Kind::NotFound, format!("there is no pipe {pipe}"))
+}
+
+impl Redis {
+    /// A client of the servers at `url`. Connects when it is first used.
+    ///
+    /// # Errors
+    /// `NotFound`, `Denied` or `InvalidInput` for the files with certificates or secrets.
+    pub fn open(url: &RedisUrl) -> Result<Self> {
+        Ok(Redis {
+            client: Arc::new(Client::new(url)?),
+        })
+    }
+
+    async fn append(&self, pipe: &PipeName, id: PushId, batch: &Batch) -> Result<Position> {
+        batch.check(MAX_MESSAGE)?;
+        let messages = batch.messages();
+        if messages.len() > MAX_BATCH {
+            let why = format!("{pipe}: a push has {MAX_BATCH} messages at most");
+            return Err(Error::new(Kind::TooLong, why));
+        }
+        let keys = self.client.keys(pipe)?;
+        let largest = messages.iter().map(|message| message.len()).max();
+        let answer = self.client.run(
+            &self.client.commands,
+            || format!("pushing to {pipe}"),
+            &client::PUSH,
+            [&keys.stream, &keys.meta, &keys.pushes, &keys.old_pushes],
+            |script| {
+                script
+                    .arg(id.producer.as_bytes())
+                    .arg(format!("{:020}", id.seq))
+                    .arg(batch.bytes())
+                    .arg(largest.unwrap_or(0));
+                for message in messages {
+                    script.arg(&message[..]);
+                }
+            },
+        );
+        position(text(&answer.await?)?)
+    }
+
+    async fn look(&self, pipe: &PipeName) -> Result<(Keys, Look)> {
+        let keys = self.client.keys(pipe)?;
+        let look = look(&self.client, &self.client.commands, pipe, &keys).await?;
+        Ok((keys, look))
+    }
+
+    async fn info(&self, pipe: &PipeName) -> Result<PipeInfo> {
+        let (_, look) = self.look(pipe).await?;
+        look.info.ok_or_else(|| not_found(pipe))
+    }
+
+    /// Lets the readers here know where the pipe starts, as a script says.
+    fn dropped(&self, pipe: &PipeName, answer: &Value) -> Result<()> {
+        if matches!(answer, Value::Nil) {
+            return Err(not_found(pipe));
+        }
+        let floor = position(text(answer)?)?;
+        self.client.floors.of(pipe).raise(floor);
+        Ok(())
+    }
+}
+
+impl Backend for Redis {
+    fn caps(&self) -> Caps {
+        Caps {
+            name: "redis",
+            durable: true,
+            remote: true,
+            max_message: MAX_MESSAGE,
+            whole_batches: true,
+        }
+    }
+
+    fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
+        Box::pin(async move { self.append(pipe, id, &batch).await })
+    }
+
+    fn subscribe<'a>(&'a self, pipe: &'a PipeName, start: Start) -> Fut<'a, Box<dyn Source>> {
+        Box::pin(async move {
+            let subscriber = Subscriber::new(Arc::clone(&self.client), pipe.clone(), start)?;
+            Ok(Box::new(subscriber) as Box<dyn Source>)
+        })
+    }
+
+    fn stat<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, PipeInfo> {
+        Box::pin(async move { self.info(pipe).await })
+    }
+
+    fn list(&self) -> Fut<'_, Vec<(PipeName, PipeInfo)>> {
+        Box::pin(async move {
+            let mut names = self.client.names().await?;
+            names.sort_unstable();
+            names.dedup();
+            let looked = stream::iter(names).map(|name| async move {
+                match self.info(&name).await {
+                    Ok(info) => Ok(Some((name, info))),
+                    // Gone, or made something else, since it was listed; or no name of a cluster's pipe.
+                    Err(error)
+                        if matches!(
+                            error.kind(),
+                            Kind::NotFound | Kind::Damaged | Kind::InvalidName
+                        ) =>
+                    {
+                        Ok(None)
+                    }
+                    Err(error) => Err(error),
+                }
+            });
+            let found: Vec<_> = looked.buffered(TOGETHER).try_collect().await?;
+            Ok(found.into_iter().flatten().collect())
+        })
+    }
+
+    fn create<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, bool> {
+        Box::pin(async move {
+            let keys = self.client.keys(pipe)?;
+            let made = self.client.run(
+                &self.client.commands,
+                || format!("making {pipe}"),
+                &client::CREATE,
+                [&keys.stream, &keys.meta],
+                |_| (),
+            );
+            Ok(made.await? == Value::Int(1))
+        })
+    }
+
+    fn reset<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+        Box::pin(async move {
+            let (keys, look) = self.look(pipe).await?;
+            let dropped = self.client.run(
+                &self.client.commands,
+                || format!("resetting {pipe}"),
+                &client::RESET,
+                [&keys.stream, &keys.meta],
+                |script| {
+                    script
+                        .arg(look.newest.to_string())
+                        .arg(self.client.channel());
+                },
+            );
+            self.dropped(pipe, &dropped.await?)
+        })
+    }
+
+    fn remove<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+        Box::pin(async move {
+            let (keys, look) = self.look(pipe).await?;
+            if look.info.is_none() {
+                return Err(not_found(pipe));
+            }
+            let dropped = self.client.run(
+                &self.client.commands,
+                || format!("removing {pipe}"),
+                &client::REMOVE,
+                [&keys.stream, &keys.meta, &keys.pushes, &keys.old_pushes],
+                |script| {
+                    script.arg(&look.made).arg(self.client.channel());
+                },
+            );
+            self.dropped(pipe, &dropped.await?)
+        })
+    }
+
+    fn sync<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+        Box::pin(async move { self.client.sync(&self.client.keys(pipe)?).await })
+    }
+}

@@ -1,0 +1,42 @@
+-- Drops what was there when the caller looked: a reset that comes late, or twice, drops nothing else. KEYS: the
+-- stream, `meta`. ARGV: the last id there was, the channel that tells of it. Returns where the pipe starts now, or
+-- nothing where there is no stream.
+
+local PENDING = 1000
+
+local stream, meta, last = KEYS[1], KEYS[2], ARGV[1]
+redis.call('XLEN', stream)
+if redis.call('EXISTS', stream) == 0 then
+    return false
+end
+local floor = behind(last)
+redis.call('XTRIM', stream, 'MINID', floor)
+-- What groups have taken and not acknowledged is gone too; reading it again would find nothing.
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local name
+    for at = 1, #group, 2 do
+        if group[at] == 'name' then
+            name = group[at + 1]
+        end
+    end
+    local pending
+    repeat
+        pending = redis.call('XPENDING', stream, name, '-', last, PENDING)
+        local ids = {}
+        for at, entry in ipairs(pending) do
+            ids[at] = entry[1]
+        end
+        if #ids > 0 then
+            redis.call('XACK', stream, name, unpack(ids))
+        end
+    until #pending < PENDING
+end
+local length = redis.call('XLEN', stream)
+local bytes, largest = count(stream, length, {})
+if bytes < 0 then
+    length = -1
+end
+redis.call('HSET', meta, 'length', length, 'last', info(stream)['last-generated-id'],
+    'bytes', bytes, 'largest', largest, 'modified', now(), 'floor', floor)
+redis.pcall('PUBLISH', ARGV[2], floor .. ' ' .. stream)
+return floor

@@ -1,0 +1,205 @@
+//! Subscribers: a range of entries at a time, and a connection of their own to wait on.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::Value;
+
+use super::client::{self, Client};
+use super::entry;
+use super::keys::Keys;
+use super::link::{ANSWER, Link, translated};
+use super::{Look, look};
+use crate::backend::floor::KnownFloor;
+use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
+use crate::error::Result;
+use crate::message::{Message, Position};
+use crate::name::PipeName;
+
+/// How long one request waits for a push. Then another one asks, so that a connection that is dead without a
+/// word is noticed.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// As many entries must fit into one answer for XRANGE to be asked for a number of them; otherwise a script
+/// looks at their sizes.
+const FEW: usize = 64;
+
+/// A request that waits, and the connection that it keeps to itself.
+type Waiting = Pin<Box<dyn Future<Output = (Link, Result<Vec<Message>>)> + Send>>;
+
+/// A subscriber's place.
+pub(super) struct Subscriber {
+    client: Arc<Client>,
+    pipe: PipeName,
+    keys: Keys,
+    floor: Arc<KnownFloor>,
+    /// The last message that was delivered.
+    after: Position,
+    /// Up to where it is known how long the longest message is, and how long.
+    known: Option<(Position, usize)>,
+    /// Kept while nobody looks at it, so that a caller that stops waiting loses nothing.
+    waiting: Option<Waiting>,
+    /// What to wait on next.
+    link: Option<Link>,
+}
+
+impl Subscriber {
+    pub(super) fn new(client: Arc<Client>, pipe: PipeName, start: Start) -> Result<Self> {
+        let keys = client.keys(&pipe)?;
+        let floor = client.floors.of(&pipe);
+        Ok(Subscriber {
+            client,
+            pipe,
+            keys,
+            floor,
+            after: match start {
+                Start::Oldest => Position::MIN,
+                Start::After(position) => position,
+            },
+            known: None,
+            waiting: None,
+            link: None,
+        })
+    }
+
+    /// Looks at the pipe, and notes how large its messages are.
+    async fn look(&mut self) -> Result<Look> {
+        let look = look(&self.client, &self.client.fetches, &self.pipe, &self.keys).await?;
+        self.floor.raise(look.floor);
+        self.known = look.largest.map(|largest| (look.newest, largest));
+        Ok(look)
+    }
+
+    /// What there is now behind `after` and before `before`.
+    async fn fetch(&mut self, limit: Limit) -> Result<Vec<Message>> {
+        let before = limit.before.unwrap_or(Position::MAX);
+        if self.after.before() >= before || self.after >= before.before() {
+            return Ok(Vec::new());
+        }
+        let stream = &self.keys.stream;
+        let reading = || format!("reading {stream}");
+        let from = match self.after {
+            Position::MIN => "-".to_owned(),
+            after => format!("({after}"),
+        };
+        let mut step = 1;
+        if let Some((newest, largest)) = self.known {
+            // As many as certainly fit.
+            step = (limit.max_bytes / (largest + weight(&[]))).max(1);
+            if step >= FEW && self.after < newest {
+                let to = newest.min(before.before()).to_string();
+                let mut range = redis::cmd("XRANGE");
+                range.arg(stream).arg(&from).arg(to).arg("COUNT").arg(step);
+                let found = self.client.call(&self.client.fetches, reading, &range);
+                let messages = entry::messages(found.await?)?;
+                if !messages.is_empty() {
+                    return Ok(self.deliver(messages));
+                }
+                // Dropped meanwhile.
+                self.known = None;
+            }
+        }
+        let to = match before {
+            Position::MAX => "+".to_owned(),
+            before => format!("({before}"),
+        };
+        let found = self.client.run(
+            &self.client.fetches,
+            reading,
+            &client::FETCH,
+            [stream],
+            |script| {
+                script
+                    .arg(&from)
+                    .arg(&to)
+                    .arg(limit.max_bytes)
+                    .arg(step.min(FEW));
+            },
+        );
+        let messages = entry::messages(found.await?)?;
+        if messages.len() >= FEW {
+            // There may be many more.
+            self.look().await?;
+        }
+        Ok(self.deliver(messages))
+    }
+
+    fn deliver(&mut self, messages: Vec<Message>) -> Vec<Message> {
+        if let Some(last) = messages.last() {
+            self.after = last.position;
+        }
+        messages
+    }
+
+    /// Waits for the next message, or for some seconds.
+    async fn wait(&mut self) -> Result<Vec<Message>> {
+        if self.waiting.is_none() {
+            let link = match self.link.take() {
+                Some(link) => link,
+                None => self.client.own_link().await?,
+            };
+            self.waiting = Some(Box::pin(wait(link, self.keys.stream.clone(), self.after)));
+        }
+        let Some(waiting) = &mut self.waiting else {
+            return Ok(Vec::new());
+        };
+        let (link, found) = waiting.await;
+        self.waiting = None;
+        let mut messages = found?;
+        self.link = Some(link);
+        // Some may have been fetched since it was asked, or dropped.
+        let floor = self.floor.position();
+        messages.retain(|message| message.position > self.after && message.position >= floor);
+        Ok(self.deliver(messages))
+    }
+}
+
+/// Asks for the next entry, one as it could be large; those behind it are fetched.
+async fn wait(mut link: Link, stream: String, after: Position) -> (Link, Result<Vec<Message>>) {
+    let mut read = redis::cmd("XREAD");
+    read.arg("COUNT")
+        .arg(1)
+        .arg("BLOCK")
+        .arg(WAIT.as_millis() as u64);
+    read.arg("STREAMS").arg(&stream).arg(after.to_string());
+    let what = || format!("waiting for {stream}");
+    let answer = tokio::time::timeout(WAIT + ANSWER, read.query_async::<Value>(&mut link)).await;
+    let found = match answer {
+        Ok(Ok(value)) => entry::read(value),
+        Ok(Err(error)) => Err(translated(what(), error)),
+        Err(_) => Err(client::no_answer(what())),
+    };
+    (link, found)
+}
+
+impl Source for Subscriber {
+    fn next(&mut self, limit: Limit) -> Fut<'_, Vec<Message>> {
+        Box::pin(async move {
+            loop {
+                // Where somebody waits already, what he waits for is the next.
+                if limit.before.is_some() || self.waiting.is_none() {
+                    let messages = self.fetch(limit).await?;
+                    if !messages.is_empty() || limit.before.is_some() {
+                        return Ok(messages);
+                    }
+                }
+                loop {
+                    let messages = self.wait().await?;
+                    if !messages.is_empty() {
+                        return Ok(messages);
+                    }
+                }
+            }
+        })
+    }
+
+    fn floor(&self) -> Arc<dyn Floor> {
+        Arc::clone(&self.floor) as Arc<dyn Floor>
+    }
+
+    fn end(&mut self) -> Fut<'_, Position> {
+        Box::pin(async move { Ok(self.look().await?.end) })
+    }
+}

@@ -1,0 +1,233 @@
+//! Mounts of brokers, and what becomes of their pipes when those are killed, paused or cut off: the same tests
+//! for each.
+
+use std::time::{Duration, Instant};
+
+use crate::gateway::free_port;
+use crate::load::{Writers, assert_complete, follow, read_lines};
+use crate::network::Hosts;
+use crate::services::Services;
+use crate::support::{Mount, Running, Store, wait_for};
+
+/// Each writer's lines.
+const LINES: usize = 200;
+
+/// Two writers and two readers on each of two mounts.
+struct Load<'a> {
+    mounts: &'a [Mount; 2],
+    readers: Vec<Running>,
+    writers: Writers<'a>,
+}
+
+impl<'a> Load<'a> {
+    fn start(store: &'a Store, mounts: &'a [Mount; 2]) -> Self {
+        mounts[0].out("touch topic");
+        let [one, two] = mounts;
+        let four = [one, two, one, two];
+        Load {
+            mounts,
+            readers: four.iter().map(|mount| follow(mount, 4 * LINES)).collect(),
+            writers: Writers::start(store, &four, LINES),
+        }
+    }
+
+    /// All writers go on to their end without an error, and all readers have seen all of it, once and in
+    /// one order.
+    fn finish(self) {
+        self.writers.finish();
+        let stored = self.mounts[0].lines("topic");
+        assert_complete(&stored, 4, LINES);
+        for reader in self.readers {
+            assert_eq!(read_lines(reader), stored);
+        }
+    }
+
+    /// Waits until both mounts have given a push up and try it again.
+    fn await_repeated_pushes(&self) {
+        for mount in self.mounts {
+            wait_for("a repeated push", || {
+                mount.log().contains("pushing to topic").then_some(())
+            });
+        }
+    }
+}
+
+fn two_mounts(source: &str, flags: &[&str]) -> [Mount; 2] {
+    [Mount::new(source, flags), Mount::new(source, flags)]
+}
+
+fn share_a_pipe(kind: &str) {
+    let services = Services::start(&[kind]);
+    let [one, two] = two_mounts(&services.url(), &[]);
+    one.out("echo a > topic; printf b > topic; printf 'c\\nd\\n' >> topic");
+    assert_eq!(two.out("cat topic"), "a\nb\nc\nd\n");
+    assert_eq!(
+        two.out("ls; wc -l < topic; tail -n 1 topic"),
+        "topic\n4\nd\n"
+    );
+    let reader = two.spawn("exec head -n 6 topic@follow");
+    one.out("echo e > topic; echo f > topic");
+    assert_eq!(read_lines(reader), ["a", "b", "c", "d", "e", "f"]);
+    two.out("truncate -s 0 topic; echo new > topic");
+    assert_eq!(one.out("cat topic"), "new\n");
+    one.out("seq 100000 > many");
+    assert_eq!(
+        two.out("cat many | sha256sum"),
+        one.out("seq 100000 | sha256sum")
+    );
+}
+
+fn a_reset_reaches_buffers(kind: &str) {
+    let services = Services::start(&[kind]);
+    let [one, two] = two_mounts(&services.url(), &[]);
+    one.out("seq 1000 > topic");
+    // It holds most of the pipe in its buffer when the reset comes.
+    let mut reader = two.spawn_python(
+        "
+        fd = os.open('topic@follow', os.O_RDONLY)
+        print(os.read(fd, 2).decode(), end='', flush=True)
+        while open('topic@snapshot').read() != 'after\\n':
+            pass
+        print(os.read(fd, 1000).decode(), end='', flush=True)
+        ",
+    );
+    assert_eq!(reader.line(), "1");
+    one.out("truncate -s 0 topic; echo after > topic");
+    assert_eq!(reader.line(), "after");
+}
+
+fn killed_under_load(kind: &str) {
+    let store = Store::new();
+    let services = Services::start(&[kind]);
+    let name = services.server().name;
+    let mounts = two_mounts(&services.url(), &[]);
+    let load = Load::start(&store, &mounts);
+    for kill in 1..=4 {
+        load.writers.await_acknowledged(kill * LINES / 6);
+        services.tell("kill", &name);
+        services.tell("start", &name);
+    }
+    load.finish();
+}
+
+fn paused_under_load(kind: &str) {
+    let store = Store::new();
+    let services = Services::start(&[kind]);
+    let name = services.server().name;
+    let mounts = two_mounts(&services.url(), &[]);
+    let load = Load::start(&store, &mounts);
+    load.writers.await_acknowledged(LINES / 4);
+    services.tell("stop", &name);
+    // Ten seconds: then the pushes under way are given up and sent again, and both may arrive.
+    load.await_repeated_pushes();
+    services.tell("cont", &name);
+    load.finish();
+}
+
+/// A broker on the far host, and mounts of it on the near one.
+fn apart(kind: &str, flags: &[&str]) -> (Hosts, Services, [Mount; 2]) {
+    let hosts = Hosts::new();
+    let port = free_port().to_string();
+    let far = Hosts::on(&hosts.far).join(" ");
+    let services = Services::start(&[kind, "--bind", Hosts::FAR, "--port", &port, "--wrap", &far]);
+    let [nsenter, near] = Hosts::on(&hosts.near);
+    let mounts = [(); 2].map(|()| Mount::within(&[&nsenter, &near], &services.url(), flags));
+    (hosts, services, mounts)
+}
+
+fn cut_off_under_load(kind: &str, target: &str) {
+    let store = Store::new();
+    let (hosts, _services, mounts) = apart(kind, &[]);
+    let load = Load::start(&store, &mounts);
+    load.writers.await_acknowledged(LINES / 4);
+    hosts.cut(target);
+    load.await_repeated_pushes();
+    hosts.heal(target);
+    load.finish();
+}
+
+fn times_out(kind: &str) {
+    for target in ["DROP", "REJECT"] {
+        let (hosts, _services, mounts) = apart(kind, &["--timeout", "2s"]);
+        mounts[0].out("echo first > topic");
+        let mut blocked = mounts[1].spawn("exec tail -n +2 topic@follow");
+        blocked.wait_until_blocked();
+        hosts.cut(target);
+        let since = Instant::now();
+        let written = mounts[0].python(
+            "
+            print(why(lambda: os.write(os.open('topic', os.O_WRONLY), b'second\\n')))
+            ",
+        );
+        assert_eq!(written, "ETIMEDOUT\n", "{target}: {}", mounts[0].log());
+        let waited = since.elapsed();
+        assert!(waited < Duration::from_secs(6), "{target}: {waited:?}");
+        // `ls` answers from what is known, and whoever is blocked can be killed.
+        let since = Instant::now();
+        assert_eq!(mounts[0].out("ls"), "topic\n");
+        assert!(since.elapsed() < Duration::from_secs(5));
+        let mut writer = mounts[0].spawn("echo third > topic");
+        writer.wait_until_blocked();
+        for process in [&mut blocked, &mut writer] {
+            process.signal(libc::SIGKILL);
+            wait_for("its end", || (!process.is_running()).then_some(()));
+        }
+        hosts.heal(target);
+        wait_for("the pipe's return", || {
+            let pushed = mounts[0].sh("echo last > topic");
+            pushed.status.success().then_some(())
+        });
+        let lines = mounts[1].lines("topic");
+        // What timed out may have arrived, once.
+        for doubtful in ["second", "third"] {
+            let count = lines.iter().filter(|line| *line == doubtful).count();
+            assert!(count <= 1, "{lines:?}");
+        }
+        assert_eq!(lines.first().map(String::as_str), Some("first"));
+        assert_eq!(lines.last().map(String::as_str), Some("last"));
+    }
+}
+
+/// The tests of a broker, each by its kind in `scripts/services`.
+macro_rules! of {
+    ($module:ident, $kind:literal) => {
+        mod $module {
+            #[test]
+            fn mounts_share_its_pipes() {
+                super::share_a_pipe($kind);
+            }
+
+            #[test]
+            fn a_reset_on_one_mount_reaches_what_readers_of_another_have_in_their_buffers() {
+                super::a_reset_reaches_buffers($kind);
+            }
+
+            #[test]
+            fn killed_under_load_it_loses_and_doubles_nothing() {
+                super::killed_under_load($kind);
+            }
+
+            #[test]
+            fn paused_under_load_it_loses_and_doubles_nothing() {
+                super::paused_under_load($kind);
+            }
+
+            #[test]
+            fn cut_off_under_load_it_loses_and_doubles_nothing() {
+                super::cut_off_under_load($kind, "DROP");
+            }
+
+            #[test]
+            fn refused_under_load_it_loses_and_doubles_nothing() {
+                super::cut_off_under_load($kind, "REJECT");
+            }
+
+            #[test]
+            fn while_it_is_away_writers_time_out_and_everybody_can_be_killed() {
+                super::times_out($kind);
+            }
+        }
+    };
+}
+
+of!(redis, "redis");

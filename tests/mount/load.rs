@@ -1,0 +1,93 @@
+//! Writers and readers that keep a pipe busy, and whether all came through.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::{Mount, PYTHON, Running, Store, wait_for};
+
+/// Writes numbered lines, one a write(2), and notes how many were acknowledged.
+const NUMBERED: &str = "
+import os, sys
+name, count, acks = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+fd = os.open('topic', os.O_WRONLY)
+for number in range(count):
+    line = ('%s %d %s\\n' % (name, number, 'x' * (number * 37 % 3000))).encode()
+    if os.write(fd, line) != len(line):
+        sys.exit('a short write')
+    with open(acks, 'w') as file:
+        print(number + 1, file=file)
+";
+
+fn acknowledged(path: &Path) -> usize {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
+/// Writers that number their lines.
+pub(crate) struct Writers<'a> {
+    store: &'a Store,
+    running: Vec<Running>,
+}
+
+impl<'a> Writers<'a> {
+    pub(crate) fn start(store: &'a Store, mounts: &[&Mount], lines: usize) -> Self {
+        let acks = |writer: usize| store.folder().join(format!("acks{writer}"));
+        let running = mounts.iter().enumerate().map(|(writer, mount)| {
+            let acks = acks(writer);
+            mount.spawn(&format!(
+                "exec {PYTHON} -c \"{NUMBERED}\" w{writer} {lines} {}",
+                acks.display()
+            ))
+        });
+        Writers {
+            store,
+            running: running.collect(),
+        }
+    }
+
+    /// Waits until each has `count` lines acknowledged.
+    pub(crate) fn await_acknowledged(&self, count: usize) {
+        for writer in 0..self.running.len() {
+            let acks = self.store.folder().join(format!("acks{writer}"));
+            wait_for("acknowledged lines", || {
+                (acknowledged(&acks) >= count).then_some(())
+            });
+        }
+    }
+
+    /// Waits for their end; none may have seen an error.
+    pub(crate) fn finish(self) {
+        for writer in self.running {
+            let output = writer.finish();
+            assert!(output.status.success(), "{output:?}");
+        }
+    }
+}
+
+/// Each writer's lines are there once and in order, and no others.
+pub(crate) fn assert_complete(lines: &[String], writers: usize, count: usize) {
+    let mut next = vec![0; writers];
+    for line in lines {
+        let mut words = line.split(' ');
+        let writer: usize = words.next().expect("a name")[1..]
+            .parse()
+            .expect("a number");
+        let number: usize = words.next().expect("a number").parse().expect("a number");
+        assert_eq!(number, next[writer], "writer {writer}");
+        assert_eq!(words.next().expect("a rest").len(), number * 37 % 3000);
+        next[writer] += 1;
+    }
+    assert_eq!(next, vec![count; writers]);
+}
+
+/// A reader that ends after `lines` lines, and what it has read.
+pub(crate) fn follow(mount: &Mount, lines: usize) -> Running {
+    mount.spawn(&format!("exec head -n {lines} topic@follow"))
+}
+
+pub(crate) fn read_lines(reader: Running) -> Vec<String> {
+    let output = reader.finish();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).expect("text");
+    text.lines().map(str::to_owned).collect()
+}
