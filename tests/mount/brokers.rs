@@ -10,7 +10,7 @@ use crate::services::Services;
 use crate::support::{Mount, Running, Store, wait_for};
 
 /// Each writer's lines.
-const LINES: usize = 200;
+const LINES: usize = 2000;
 
 /// Two writers and two readers on each of two mounts.
 struct Load<'a> {
@@ -231,3 +231,5 @@ macro_rules! of {
 }
 
 of!(redis, "redis");
+of!(nats, "nats");
+of!(nats_new, "nats-new");
