@@ -125,12 +125,37 @@ impl<const NEW: bool> Store for NatsStore<NEW> {
     }
 
     fn client(&self) -> Arc<dyn Backend> {
-        let url = NatsUrl::parse(&self.0).expect("the server's URL");
-        let client = Nats::open(&url).expect("a client");
-        // What it can do it knows once it is connected.
-        let connect = || tokio::runtime::Handle::current().block_on(client.list());
-        tokio::task::block_in_place(connect).expect("a list");
-        Arc::new(client)
+        nats_client(&self.0)
+    }
+}
+
+fn nats_client(url: &str) -> Arc<dyn Backend> {
+    let url = NatsUrl::parse(url).expect("the server's URL");
+    let client = Nats::open(&url).expect("a client");
+    // What it can do it knows once it is connected.
+    let connect = || tokio::runtime::Handle::current().block_on(client.list());
+    tokio::task::block_in_place(connect).expect("a list");
+    Arc::new(client)
+}
+
+/// The same on each of three servers, by any of which they are read and written.
+struct NatsClusterStore(String);
+
+impl Store for NatsClusterStore {
+    fn new() -> Self {
+        static SERVERS: OnceLock<Services> = OnceLock::new();
+        let servers = SERVERS.get_or_init(|| Services::start(&["nats-cluster"]));
+        let servers = servers.servers().into_iter();
+        let hosts: Vec<String> = servers
+            .map(|server| format!("127.0.0.1:{}", server.port))
+            .collect();
+        let number = STORES.fetch_add(1, Ordering::Relaxed);
+        let hosts = hosts.join(",");
+        NatsClusterStore(format!("nats://{hosts}/?replicas=3&prefix={number}-"))
+    }
+
+    fn client(&self) -> Arc<dyn Backend> {
+        nats_client(&self.0)
     }
 }
 
@@ -183,5 +208,6 @@ suite::conformance!(https_memory, HttpStore<false, true>);
 suite::conformance!(https_sqlite, HttpStore<true, true>);
 suite::conformance!(nats_2_9, NatsStore<false>);
 suite::conformance!(nats_2_15, NatsStore<true>);
+suite::conformance!(nats_cluster, NatsClusterStore);
 suite::conformance!(redis, RedisStore);
 suite::conformance!(redis_cluster, RedisClusterStore);

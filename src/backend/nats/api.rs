@@ -3,11 +3,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::link::Link;
+use super::link::{ANSWER, Link, Reply};
 use super::options::NatsUrl;
 use super::push::BatchIds;
 use crate::backend::PipeInfo;
@@ -210,7 +211,7 @@ pub(super) fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<Result<T, Api
 }
 
 impl Link {
-    /// Asks JetStream for `what`, as `STREAM.INFO.name`.
+    /// Asks JetStream for `what`, as `STREAM.INFO.name`; more than once where no answer comes.
     ///
     /// # Errors
     /// As for [`Link::ask`]; `Unsupported` where there is no JetStream.
@@ -219,18 +220,51 @@ impl Link {
         what: &str,
         body: &Value,
     ) -> Result<Result<T, ApiError>> {
+        // In a cluster nobody answers while a leader is elected.
+        self.api_patiently(&[ANSWER / 6, ANSWER / 3, ANSWER / 2], what, body)
+            .await
+    }
+
+    /// Asks for what must not happen twice.
+    ///
+    /// # Errors
+    /// As for [`Link::api`].
+    pub(super) async fn api_once<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        body: &Value,
+    ) -> Result<Result<T, ApiError>> {
+        self.api_patiently(&[ANSWER], what, body).await
+    }
+
+    async fn api_patiently<T: DeserializeOwned>(
+        &self,
+        patience: &[Duration],
+        what: &str,
+        body: &Value,
+    ) -> Result<Result<T, ApiError>> {
         let body = match body {
-            Value::Null => String::new(),
-            body => body.to_string(),
+            Value::Null => Bytes::new(),
+            body => body.to_string().into(),
         };
         let subject = format!("$JS.API.{what}");
-        match self.ask(&subject, None, body.into()).await? {
-            Some(answer) => parse(&answer.payload),
-            None if !self.has_jetstream() => Err(Error::new(
+        let mut reply = Reply::Silence;
+        for patience in patience {
+            reply = self
+                .ask_within(*patience, &subject, None, body.clone())
+                .await?;
+            if !matches!(reply, Reply::Silence) {
+                break;
+            }
+        }
+        match reply {
+            Reply::Message(answer) => parse(&answer.payload),
+            Reply::Silence => Err(self.silence()),
+            Reply::Nobody if !self.has_jetstream() => Err(Error::new(
                 Kind::Unsupported,
                 "the server has no JetStream; start it with -js, or jetstream {} in its configuration",
             )),
-            None => Err(Error::new(
+            Reply::Nobody => Err(Error::new(
                 Kind::Unreachable,
                 "nobody answers for JetStream: it is not enabled for this account, or has no leader now",
             )),

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::api::{Consumer, NOT_FOUND};
-use super::link::Link;
+use super::link::{Link, MISSES, SETTLE};
 use crate::error::{Error, Kind, Result};
 
 /// What is asked for first, in bytes; who reads on quickly is given more.
@@ -58,6 +58,8 @@ pub(super) struct Feed {
     heard: Instant,
     /// Whether anything ever came.
     spoke: bool,
+    /// How often nobody listened for requests.
+    misses: u32,
 }
 
 struct Pull {
@@ -134,6 +136,7 @@ impl Feed {
             received: 0,
             heard: Instant::now(),
             spoke: false,
+            misses: 0,
         }))
     }
 
@@ -175,6 +178,9 @@ impl Feed {
         };
         if !begun {
             return Ok(());
+        }
+        if self.misses > 0 {
+            tokio::time::sleep(SETTLE * (1 << self.misses)).await;
         }
         let mut request = json!({
             "batch": MESSAGES,
@@ -225,6 +231,7 @@ impl Feed {
         let place = message.reply.as_deref().and_then(Place::parse);
         let place = place
             .ok_or_else(|| Error::new(Kind::Io, "a message without its place in the stream"))?;
+        self.misses = 0;
         self.received += 1;
         if place.delivered != self.received {
             return Err(self.gone("a message was lost on its way"));
@@ -244,6 +251,9 @@ impl Feed {
     }
 
     fn news(&mut self, status: u16, why: &str, serial: Option<u64>) -> Result<(), Loss> {
+        if status != 503 {
+            self.misses = 0;
+        }
         match (status, why) {
             (100, _) => {}
             (404 | 408, _) => self.end(serial),
@@ -259,6 +269,10 @@ impl Feed {
                 return Err(Loss::Failed(Error::new(Kind::Unsupported, why)));
             }
             // The stream or the consumer was removed, or another server leads it now.
+            (503, _) if self.received == 0 && self.misses < MISSES => {
+                self.misses += 1;
+                self.end(serial);
+            }
             (409 | 503, why) => return Err(self.gone(why)),
             (status, why) => {
                 let why = format!("asking for messages: {status} {why}");

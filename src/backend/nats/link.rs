@@ -23,10 +23,16 @@ use crate::error::{Error, Kind, Result};
 const CONNECT: Duration = Duration::from_secs(3);
 
 /// How long an answer may take.
-pub(super) const ANSWER: Duration = Duration::from_secs(10);
+pub(super) const ANSWER: Duration = Duration::from_secs(6);
 
 /// The slowest line that a long message is given time for, in bytes a second.
 const SLOWEST: u64 = 64 << 10;
+
+/// How often something is asked again that should be there, but for which nobody listens.
+pub(super) const MISSES: u32 = 7;
+
+/// How long the servers of a cluster may need to tell each other of something new; doubled each time.
+pub(super) const SETTLE: Duration = Duration::from_millis(5);
 
 /// How often a silent server is asked for a sign of life. When it owes three it is gone.
 const PING: Duration = Duration::from_secs(3);
@@ -155,6 +161,24 @@ impl Link {
         payload: Bytes,
     ) -> Result<Option<Message>> {
         let patience = ANSWER + Duration::from_secs(payload.len() as u64 / SLOWEST);
+        match self.ask_within(patience, subject, headers, payload).await? {
+            Reply::Message(message) => Ok(Some(message)),
+            Reply::Nobody => Ok(None),
+            Reply::Silence => Err(self.silence()),
+        }
+    }
+
+    /// Asks, and waits for the answer no longer than `patience`.
+    ///
+    /// # Errors
+    /// As for [`Link::ask`].
+    pub(super) async fn ask_within(
+        &self,
+        patience: Duration,
+        subject: &str,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Result<Reply> {
         let mut request = Request::new().payload(payload).timeout(Some(patience));
         if let Some(headers) = headers {
             request = request.headers(headers);
@@ -163,9 +187,12 @@ impl Link {
         tokio::select! {
             biased;
             answer = self.client.send_request(subject.to_owned(), request) => match answer {
-                Ok(message) => Ok(Some(message)),
-                Err(error) if error.kind() == RequestErrorKind::NoResponders => Ok(None),
-                Err(error) => Err(self.unanswered(subject, error)),
+                Ok(message) => Ok(Reply::Message(message)),
+                Err(error) => match error.kind() {
+                    RequestErrorKind::NoResponders => Ok(Reply::Nobody),
+                    RequestErrorKind::TimedOut => Ok(Reply::Silence),
+                    _ => Err(unanswered(subject, error)),
+                },
             },
             why = refusal(refused, subject) => Err(denied(&why)),
         }
@@ -218,29 +245,31 @@ impl Link {
         denied(&refusal(self.refusals.subscribe(), subject).await)
     }
 
-    /// Says that answers are overdue, so that the next one who needs a connection makes another.
-    pub(super) fn give_up(&self) {
+    /// The answer is overdue: the next one who needs a connection makes another.
+    pub(super) fn silence(&self) -> Error {
         self.silent.store(true, Ordering::Relaxed);
+        Error::new(Kind::Unreachable, "the server does not answer").maybe_applied()
     }
+}
 
-    fn unanswered(&self, subject: &str, error: RequestError) -> Error {
-        match error.kind() {
-            RequestErrorKind::MaxPayloadExceeded => {
-                Error::new(Kind::TooLong, "the server's max_payload").caused_by(error)
-            }
-            RequestErrorKind::InvalidSubject => {
-                Error::new(Kind::Io, format!("asking {subject}")).caused_by(error)
-            }
-            RequestErrorKind::TimedOut => {
-                self.give_up();
-                Error::new(Kind::Unreachable, "the server does not answer")
-                    .caused_by(error)
-                    .maybe_applied()
-            }
-            RequestErrorKind::NoResponders | RequestErrorKind::Other => {
-                Error::new(Kind::Unreachable, "the connection broke").maybe_applied()
-            }
+/// What comes of asking.
+pub(super) enum Reply {
+    Message(Message),
+    /// Nobody listens.
+    Nobody,
+    /// No answer in time.
+    Silence,
+}
+
+fn unanswered(subject: &str, error: RequestError) -> Error {
+    match error.kind() {
+        RequestErrorKind::MaxPayloadExceeded => {
+            Error::new(Kind::TooLong, "the server's max_payload").caused_by(error)
         }
+        RequestErrorKind::InvalidSubject => {
+            Error::new(Kind::Io, format!("asking {subject}")).caused_by(error)
+        }
+        _ => Error::new(Kind::Unreachable, "the connection broke").maybe_applied(),
     }
 }
 

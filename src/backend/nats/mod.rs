@@ -39,7 +39,7 @@ use super::{Backend, Caps, Fut, PipeInfo, Source, Start, secret};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, Producers, PushId};
 use crate::name::PipeName;
-use api::{Info, NOT_FOUND};
+use api::{ApiError, Info, NOT_FOUND};
 use link::{Line, Link};
 use push::{BatchIds, Push};
 use source::Subscriber;
@@ -61,11 +61,20 @@ struct Shared {
     floors: Floors,
     /// Streams that were pushed to.
     streams: Mutex<HashMap<PipeName, Arc<Stream>>>,
-    /// Each producer's last push, and when it was tried first.
-    tried: Mutex<Producers<(u64, Instant)>>,
+    tried: Mutex<Producers<Tried>>,
     batches: BatchIds,
     /// Streams whose limits were warned of.
     warned: Mutex<HashSet<String>>,
+}
+
+/// A producer's last push.
+#[derive(Clone)]
+struct Tried {
+    seq: u64,
+    /// When it was tried first.
+    first: Instant,
+    /// Held while it is under way: servers of a cluster do not answer a batch that comes twice at a time.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What a push has to know of a stream.
@@ -173,7 +182,7 @@ impl Shared {
     fn remembers(&self, id: PushId, stream: &Stream) -> bool {
         match lock(&self.tried).get(&id.producer) {
             // Half of the time is for the message's way, and for clocks that differ.
-            Some((seq, first)) => *seq == id.seq && first.elapsed() < stream.window / 2,
+            Some(tried) => tried.seq == id.seq && tried.first.elapsed() < stream.window / 2,
             None => false,
         }
     }
@@ -223,12 +232,24 @@ impl Shared {
         }
     }
 
+    /// Notes that a push is tried, and takes its turn.
+    fn turn(&self, id: PushId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut tried = lock(&self.tried);
+        let known = tried.get(&id.producer);
+        let turn = known.map_or_else(Arc::default, |known| Arc::clone(&known.turn));
+        if !id.repeated {
+            let (seq, first) = (id.seq, Instant::now());
+            let turn = Arc::clone(&turn);
+            tried.set(id.producer, Tried { seq, first, turn });
+        }
+        turn
+    }
+
     async fn push(self: &Arc<Self>, pipe: &PipeName, id: PushId, batch: Batch) -> Result<Position> {
+        let turn = self.turn(id);
+        let _turn = turn.lock().await;
         let link = self.asking.link().await?;
         batch.check(link.max_message())?;
-        if !id.repeated {
-            lock(&self.tried).set(id.producer, (id.seq, Instant::now()));
-        }
         let known = lock(&self.streams).get(pipe).cloned();
         let stale = known.is_some_and(|stream| stream.seen.elapsed() > FRESH);
         let push = Push::new(Arc::clone(self), Arc::clone(&link), pipe.clone(), id, batch);
@@ -291,15 +312,14 @@ impl Nats {
             None => Err(not_found(pipe)),
         }
     }
+}
 
-    /// Has the server do something to a stream.
-    async fn order(&self, link: &Link, pipe: &PipeName, what: &str, body: &Value) -> Result<()> {
-        let done = link.api::<Value>(what, body);
-        match done.await? {
-            Ok(_) => Ok(()),
-            Err(error) if error.is(NOT_FOUND) => Err(not_found(pipe)),
-            Err(error) => Err(error.typed()),
-        }
+/// Whether the server did what was asked.
+fn done(pipe: &PipeName, answer: Result<Value, ApiError>) -> Result<()> {
+    match answer {
+        Ok(_) => Ok(()),
+        Err(error) if error.is(NOT_FOUND) => Err(not_found(pipe)),
+        Err(error) => Err(error.typed()),
     }
 }
 
@@ -364,7 +384,7 @@ impl Backend for Nats {
             loop {
                 let ask = json!({ "offset": offset });
                 let page = link.api::<Page>("STREAM.LIST", &ask).await?;
-                let page = page.map_err(api::ApiError::typed)?;
+                let page = page.map_err(ApiError::typed)?;
                 let streams = page.streams.unwrap_or_default();
                 offset += streams.len();
                 for info in &streams {
@@ -397,8 +417,7 @@ impl Backend for Nats {
                 // What is pushed later is not meant, should this come late, or twice.
                 let keep = info.state.last_seq + 1;
                 let what = format!("STREAM.PURGE.{}", info.config.name);
-                self.order(&link, pipe, &what, &json!({ "seq": keep }))
-                    .await?;
+                done(pipe, link.api(&what, &json!({ "seq": keep })).await?)?;
             }
             self.shared.floors.of(pipe).raise(info.end()?);
             Ok(())
@@ -409,7 +428,7 @@ impl Backend for Nats {
         Box::pin(async move {
             let (link, info) = self.found(pipe).await?;
             let what = format!("STREAM.DELETE.{}", info.config.name);
-            self.order(&link, pipe, &what, &Value::Null).await?;
+            done(pipe, link.api_once(&what, &Value::Null).await?)?;
             self.shared.forget(pipe);
             let later = Position::new(info.epoch()?.saturating_add(1), 0);
             self.shared.floors.of(pipe).raise(later);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use super::api::{self, ApiError, Stored};
-use super::link::Link;
+use super::link::{Link, MISSES, SETTLE};
 use super::search::search;
 use super::{Shared, Stream};
 use crate::error::{Error, Kind, Result};
@@ -95,7 +95,11 @@ impl Push {
             match outcome {
                 Outcome::Stored(seq) => last = Some(seq),
                 Outcome::Before => last = None,
-                Outcome::Elsewhere if misses < 2 => {
+                Outcome::Elsewhere if misses < MISSES => {
+                    // At once where the stream was removed; else the news of it is on its way.
+                    if misses > 0 {
+                        tokio::time::sleep(SETTLE * (1 << misses)).await;
+                    }
                     misses += 1;
                     self.shared.forget(&self.pipe);
                     stream = self.shared.stream(&self.link, &self.pipe).await?;
@@ -317,10 +321,7 @@ impl Acks {
             answer = tokio::time::timeout(super::link::ANSWER, self.subscriber.next()) => match answer {
                 Ok(Some(answer)) => Ok(answer),
                 Ok(None) => Err(Error::new(Kind::Unreachable, "the connection broke")),
-                Err(_) => {
-                    link.give_up();
-                    Err(Error::new(Kind::Unreachable, "the server does not answer"))
-                }
+                Err(_) => Err(link.silence()),
             },
             refused = link.refusal_of(subject) => Err(refused),
         }
