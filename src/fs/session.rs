@@ -254,6 +254,46 @@ fn detach(path: &Path) -> Result<()> {
     }
 }
 
+/// Whether another process sees this mount's root at `path`. This process must not ask its own
+/// mount: killed meanwhile, it could not end before it had the answer, nor answer.
+fn ask(path: &Path) -> io::Result<bool> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the child makes system calls only, on memory that it has a copy of, and ends.
+    let child = unsafe { libc::fork() };
+    match child {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            // SAFETY: `stat` is plain data; the path ends with NUL; the child uses no descriptor. The mount's
+            // would keep it alive for as long as the child waits for it.
+            unsafe {
+                libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0);
+                let mut stat = std::mem::zeroed::<libc::stat>();
+                let code = match libc::stat(path.as_ptr(), &mut stat) {
+                    0 if stat.st_ino == super::tree::ROOT => 0,
+                    0 => -1,
+                    _ => *libc::__errno_location(),
+                };
+                libc::_exit(code);
+            }
+        }
+        _ => {
+            let mut status = 0;
+            // SAFETY: the child is ours, and `status` outlives the call.
+            while unsafe { libc::waitpid(child, &mut status, 0) } < 0 {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+            match libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)) {
+                Some(0) => Ok(true),
+                Some(255) | None => Ok(false),
+                Some(error) => Err(io::Error::from_raw_os_error(error)),
+            }
+        }
+    }
+}
+
 impl Mount {
     /// Asks the mount something, by way of the kernel.
     fn check(&self) -> Result<()> {
@@ -263,8 +303,7 @@ impl Mount {
                 error,
             )
         };
-        let root = fs::metadata(&self.mountpoint).map_err(failed)?;
-        if root.ino() != super::tree::ROOT {
+        if !ask(&self.mountpoint).map_err(failed)? {
             return Err(failed(io::Error::other("something else is mounted there")));
         }
         if !interrupt::works() {

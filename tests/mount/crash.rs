@@ -415,3 +415,24 @@ fn a_second_mount_on_the_same_mountpoint_is_refused() {
         assert_eq!(mount.out("cat topic"), "first\n");
     }
 }
+
+#[test]
+fn a_daemon_that_is_killed_while_it_starts_ends_and_leaves_no_dead_mount() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mountpoint = folder.path().join("mnt");
+    fs::create_dir(&mountpoint).expect("a mountpoint");
+    let is_mounted = || {
+        let table = fs::read_to_string("/proc/self/mounts").expect("the table");
+        table.contains(mountpoint.to_str().expect("text"))
+    };
+    for _ in 0..30 {
+        let mut command = Command::new(DNPIPES);
+        command.args(["mount", "memory:"]).arg(&mountpoint);
+        let mut daemon = Running::start(&mut command);
+        wait_for("the mount", || is_mounted().then_some(()));
+        daemon.signal(libc::SIGKILL);
+        wait_for("its end", || (!daemon.is_running()).then_some(()));
+        let detached = finish(Command::new("umount").arg("-l").arg(&mountpoint));
+        assert!(detached.status.success(), "{detached:?}");
+    }
+}

@@ -14,6 +14,7 @@ mod commands;
 mod crash;
 mod metadata;
 mod reading;
+mod redis;
 mod refusals;
 mod remote;
 mod sharing;

@@ -100,10 +100,16 @@ impl Client {
             return Ok((*generation, link.clone()));
         }
         let generation = current.0 + 1;
-        let link = match std::ptr::eq(lane, &self.commands) {
+        let mut link = match std::ptr::eq(lane, &self.commands) {
             true => self.connect_and_listen().await?,
             false => self.connector.connect(None).await?,
         };
+        if !self.checked.swap(true, Ordering::Relaxed)
+            && let Err(error) = within("asking for its settings", self.check(&mut link)).await?
+        {
+            self.checked.store(false, Ordering::Relaxed);
+            return Err(error);
+        }
         *current = (generation, Some(link.clone()));
         Ok((generation, link))
     }
@@ -114,10 +120,6 @@ impl Client {
             prefix: self.url.prefix.clone(),
         };
         let mut link = self.connector.connect(Some(Arc::new(resets))).await?;
-        if !self.checked.load(Ordering::Relaxed) {
-            within("asking for its settings", self.check(&mut link)).await??;
-            self.checked.store(true, Ordering::Relaxed);
-        }
         let channel = self.channel();
         let subscribed = async {
             match &mut link {
@@ -163,6 +165,13 @@ impl Client {
         if major.is_some_and(|major: u32| major < OLDEST_VERSION) {
             let why = format!("{} is Redis {version}; it takes 7.0 or later", self.url);
             return Err(Error::new(Kind::Unsupported, why));
+        }
+        if field("redis_mode") == "cluster" && self.url.topology != Topology::Cluster {
+            let why = format!(
+                "{} is a node of a cluster; add ?cluster to the URL",
+                self.url
+            );
+            return Err(Error::new(Kind::InvalidInput, why));
         }
         let policy = field("maxmemory_policy");
         if policy.starts_with("allkeys") {

@@ -302,10 +302,6 @@ pub(super) fn is_broken(error: &RedisError) -> bool {
 pub(super) fn translated(context: impl Into<String>, error: RedisError) -> Error {
     let kind = kind(&error);
     let maybe = kind == Kind::Unreachable && !matches!(error.kind(), ErrorKind::Server(_));
-    let mut context = context.into();
-    if matches!(error.kind(), ErrorKind::Server(ServerErrorKind::Moved)) {
-        context += ": the server is a node of a cluster; add ?cluster to the URL";
-    }
     let failed = Error::new(kind, context).caused_by(error);
     if maybe {
         failed.maybe_applied()

@@ -1,0 +1,328 @@
+//! What is Redis's own: other programs' streams, its settings, its ways to connect.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use crate::gateway::{Certificates, text};
+use crate::services::{Server, Services};
+use crate::support::{DNPIPES, Mount, Running, Store, finish, wait_for};
+
+/// What `redis-cli` says to a script of commands, with the server's address in front of each.
+fn cli(server: &Server, script: &str) -> String {
+    let output = finish(Command::new("bash").arg("-c").arg(format!(
+        "set -e; redis() {{ redis-cli -e -p {} \"$@\"; }}\n{script}",
+        server.port
+    )));
+    assert!(output.status.success(), "{script}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn start(settings: &[&str]) -> (Services, Server) {
+    let mut words = vec!["redis"];
+    words.extend(settings.iter().flat_map(|line| ["--set", line]));
+    let services = Services::start(&words);
+    let server = services.server();
+    (services, server)
+}
+
+/// `dnpipes ls` of a source, with variables of the environment.
+fn list(source: &str, variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(DNPIPES);
+    command
+        .args(["ls", "--source", source])
+        .envs(variables.iter().copied());
+    finish(&mut command)
+}
+
+fn complaint(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr.clone()).expect("text")
+}
+
+#[test]
+fn streams_that_other_programs_made_are_read_and_pushed_to() {
+    let (_services, server) = start(&[]);
+    cli(
+        &server,
+        "redis XADD orders '*' item apple; redis XADD orders '*' item pear; redis SET other 1",
+    );
+    let mount = Mount::new(&format!("{}?prefix=", server.url), &[]);
+    assert_eq!(mount.out("ls"), "orders\n");
+    assert_eq!(
+        mount.out("cat orders; grep -c pear orders; stat -c %s orders"),
+        "apple\npear\n1\n11\n"
+    );
+    // A blocked reader hears of them, and they of it.
+    let mut reader = mount.spawn("exec cat orders@follow");
+    assert_eq!([reader.line(), reader.line()], ["apple", "pear"]);
+    cli(&server, "redis XADD orders '*' item plum");
+    assert_eq!(reader.line(), "plum");
+    mount.out("echo cherry > orders");
+    assert_eq!(reader.line(), "cherry");
+    let entries = cli(&server, "redis XRANGE orders - +");
+    let values: Vec<&str> = entries.lines().skip(2).step_by(3).collect();
+    assert_eq!(values, ["apple", "pear", "plum", "cherry"]);
+    // So is one that has this program's prefix.
+    cli(&server, "redis XADD dnpipes:made '*' '' hello");
+    let usual = Mount::new(&server.url, &[]);
+    assert_eq!(usual.out("ls; cat made"), "made\nhello\n");
+    usual.out("truncate -s 0 made; echo after > made");
+    assert_eq!(
+        cli(&server, "redis XLEN dnpipes:made; redis XLEN orders"),
+        "1\n4\n"
+    );
+}
+
+#[test]
+fn an_entry_of_several_fields_is_a_line_of_json() {
+    let (_services, server) = start(&[]);
+    cli(
+        &server,
+        r#"redis XADD dnpipes:sensor '*' temp 21.5 place 'the "attic"' empty ''"#,
+    );
+    let mount = Mount::new(&server.url, &[]);
+    let line = r#"{"temp":"21.5","place":"the \"attic\"","empty":""}"#;
+    assert_eq!(mount.out("cat sensor"), format!("{line}\n"));
+    assert_eq!(mount.out("jq -r .place sensor"), "the \"attic\"\n");
+    // The size of what is not counted is not made up.
+    assert_eq!(
+        mount.out("stat -c %s sensor; getfattr --only-values -n user.dnpipes.count sensor"),
+        "1\n1"
+    );
+}
+
+#[test]
+fn a_key_that_is_no_stream_is_not_listed_and_an_error_that_names_it() {
+    let (_services, server) = start(&[]);
+    cli(
+        &server,
+        "redis SET dnpipes:text hello; redis XADD dnpipes:pipe '*' a b",
+    );
+    let mount = Mount::new(&server.url, &[]);
+    assert_eq!(mount.out("ls"), "pipe\n");
+    let written = mount.python(
+        "
+        print(why(os.open, 'text', os.O_WRONLY | os.O_CREAT))
+        ",
+    );
+    assert!(written == "EIO\n", "{written}");
+    assert!(
+        mount.log().contains("wrong kind of value"),
+        "{}",
+        mount.log()
+    );
+    assert_eq!(cli(&server, "redis GET dnpipes:text"), "hello\n");
+}
+
+#[test]
+fn a_full_memory_is_enospc_and_a_reset_makes_room() {
+    let (_services, server) = start(&["maxmemory 8mb", "maxmemory-policy noeviction"]);
+    let mount = Mount::new(&server.url, &[]);
+    let filled = mount.python(
+        "
+        fd = os.open('topic', os.O_WRONLY | os.O_CREAT)
+        count, line = 0, b'x' * 9999 + b'\\n'
+        while why(os.write, fd, line) == 'ok':
+            count += 1
+        print(count, why(os.write, fd, line))
+        ",
+    );
+    let (count, error) = filled.trim().split_once(' ').expect("two words");
+    assert_eq!(error, "ENOSPC");
+    // Nothing that was acknowledged is missing, and nothing of what was refused is there.
+    assert_eq!(mount.out("cat topic@snapshot | wc -l").trim(), count);
+    mount.out("truncate -s 0 topic; echo room > topic");
+    assert_eq!(mount.out("cat topic"), "room\n");
+}
+
+#[test]
+fn settings_that_lose_messages_are_warned_of_at_the_mount() {
+    let (_services, server) = start(&[
+        "maxmemory 1gb",
+        "maxmemory-policy allkeys-lru",
+        "appendonly no",
+    ]);
+    let mount = Mount::new(&server.url, &[]);
+    for word in ["allkeys-lru", "append-only"] {
+        assert!(mount.log().contains(word), "{}", mount.log());
+    }
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    assert!(!mount.log().contains("WARN"), "{}", mount.log());
+}
+
+#[test]
+fn a_reset_leaves_nothing_pending_for_other_programs_groups() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    mount.out("seq 2500 > jobs");
+    cli(
+        &server,
+        "redis XGROUP CREATE dnpipes:jobs workers 0
+         redis XGROUP CREATE dnpipes:jobs others 0
+         redis XREADGROUP GROUP workers one COUNT 2200 STREAMS dnpipes:jobs '>' > /dev/null
+         redis XREADGROUP GROUP others two COUNT 3 STREAMS dnpipes:jobs '>' > /dev/null",
+    );
+    mount.out("truncate -s 0 jobs");
+    assert_eq!(
+        cli(
+            &server,
+            "for group in workers others; do redis XPENDING dnpipes:jobs $group | head -n 1; done"
+        ),
+        "0\n0\n"
+    );
+    // The groups go on with what comes.
+    mount.out("echo next > jobs");
+    let got = cli(
+        &server,
+        "redis XREADGROUP GROUP workers one STREAMS dnpipes:jobs '>'",
+    );
+    assert!(got.ends_with("next\n"), "{got}");
+    // What is taken after the reset's look stays pending.
+    let pending = cli(&server, "redis XPENDING dnpipes:jobs workers | head -n 1");
+    assert_eq!(pending, "1\n");
+}
+
+#[test]
+fn who_may_not_come_in_is_told_and_no_secret_is_shown() {
+    let (_services, server) = start(&[
+        "requirepass main-s3cret",
+        "user reader on >r3ad-s3cret ~dnpipes:* +@read +info +eval +evalsha +script",
+    ]);
+    let store = Store::new();
+    let file = store.folder().join("password");
+    fs::write(&file, "main-s3cret\n").expect("a file");
+    let source = &server.url;
+    let file = file.to_str().expect("text");
+    for (variables, exit) in [
+        (vec![("DNPIPES_PASSWORD", "main-s3cret")], 0),
+        (vec![("DNPIPES_PASSWORD_FILE", file)], 0),
+        (
+            vec![
+                ("DNPIPES_USER", "default"),
+                ("DNPIPES_PASSWORD", "main-s3cret"),
+            ],
+            0,
+        ),
+        (vec![("DNPIPES_PASSWORD", "wr0ng-s3cret")], 1),
+        (
+            vec![
+                ("DNPIPES_USER", "nobody"),
+                ("DNPIPES_PASSWORD", "main-s3cret"),
+            ],
+            1,
+        ),
+        (vec![], 1),
+    ] {
+        let output = list(source, &variables);
+        assert_eq!(
+            output.status.code(),
+            Some(exit),
+            "{variables:?}: {output:?}"
+        );
+        assert!(!format!("{output:?}").contains("s3cret"), "{output:?}");
+    }
+    let with = source.replace("//", "//:main-s3cret@");
+    assert_eq!(list(&with, &[]).status.code(), Some(0));
+    // Who may only read is denied a push.
+    let mut push = Command::new(DNPIPES);
+    push.args(["push", "--source", source, "topic", "x"]);
+    push.env("DNPIPES_USER", "reader")
+        .env("DNPIPES_PASSWORD", "r3ad-s3cret");
+    let denied = complaint(&finish(&mut push));
+    assert!(
+        denied.contains("NOPERM") || denied.contains("permissions"),
+        "{denied}"
+    );
+}
+
+#[test]
+fn with_tls_a_private_authority_is_trusted_when_it_is_named() {
+    let certificates = Certificates::new();
+    let folder = text(certificates.ca().parent().expect("a folder"));
+    let services = Services::start(&["redis", "--certs", &folder]);
+    let source = services.url();
+    let named = format!("{source}?ca={}", text(&certificates.ca()));
+    let mount = Mount::new(&named, &[]);
+    mount.out("echo hello > topic");
+    assert_eq!(mount.out("cat topic"), "hello\n");
+    // With a certificate of its own.
+    let file = |name: &str| text(&certificates.file(name));
+    let own = format!(
+        "{named}&cert={}&key={}",
+        file("client.pem"),
+        file("client.key")
+    );
+    assert_eq!(list(&own, &[]).stdout, b"topic\n");
+    for wrong in [
+        source.clone(),
+        format!("{source}?ca={}", file("client.pem")),
+    ] {
+        let why = complaint(&list(&wrong, &[]));
+        assert!(why.contains("certificate"), "{why}");
+    }
+}
+
+#[test]
+fn a_sentinel_says_who_is_master_and_a_failover_is_followed() {
+    let services = Services::start(&["redis-sentinel"]);
+    let source = format!("{}?sentinel=main", services.named("redis-sentinel").url);
+    let mount = Mount::new(&source, &[]);
+    mount.out("seq 100 > topic");
+    let replica = services.named("redis-replica");
+    wait_for("the replica", || {
+        (cli(&replica, "redis XLEN dnpipes:topic") == "100\n").then_some(())
+    });
+    let reader = mount.spawn("exec head -n 102 topic@follow");
+    services.tell("kill", "redis-master");
+    mount.out("echo after > topic; echo more > topic");
+    let output = reader.finish();
+    let lines = String::from_utf8(output.stdout).expect("text");
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines.len(), 102);
+    assert_eq!(lines[99..], ["100", "after", "more"]);
+    assert_eq!(cli(&replica, "redis XLEN dnpipes:topic"), "102\n");
+}
+
+#[test]
+fn a_cluster_is_mounted_from_any_of_its_nodes() {
+    let services = Services::start(&["redis-cluster"]);
+    for server in services.servers() {
+        let mount = Mount::new(&format!("{}?cluster", server.url), &[]);
+        let name = server.name;
+        mount.out(&format!(
+            "for i in 1 2 3 4 5 6 7 8; do echo {name} >> pipe$i; done"
+        ));
+    }
+    let server = services.server();
+    let mount = Mount::new(&format!("{}?cluster", server.url), &[]);
+    assert_eq!(
+        mount.out("ls | wc -l; cat pipe* | sort | uniq -c | tr -s ' '"),
+        "8\n 8 redis-1\n 8 redis-2\n 8 redis-3\n"
+    );
+    mount.out("truncate -s 0 pipe1; echo last > pipe1");
+    assert_eq!(mount.out("cat pipe1"), "last\n");
+    // Who does not say that it is one is told.
+    let why = complaint(&list(&server.url, &[]));
+    assert!(why.contains("?cluster"), "{why}");
+}
+
+#[test]
+fn followers_of_a_cluster_survive_a_node_that_is_killed() {
+    let services = Services::start(&["redis-cluster"]);
+    let mount = Mount::new(&format!("{}?cluster", services.url()), &[]);
+    mount.out("for i in 1 2 3 4 5 6 7 8; do echo before > pipe$i; done");
+    let readers: Vec<Running> = (1..=8)
+        .map(|pipe| {
+            let mut reader = mount.spawn(&format!("exec cat pipe{pipe}@follow"));
+            assert_eq!(reader.line(), "before");
+            reader
+        })
+        .collect();
+    services.tell("kill", "redis-2");
+    services.tell("start", "redis-2");
+    mount.out("for i in 1 2 3 4 5 6 7 8; do echo after > pipe$i; done");
+    for mut reader in readers {
+        assert_eq!(reader.line(), "after");
+    }
+}
