@@ -233,3 +233,24 @@ macro_rules! of {
 of!(redis, "redis");
 of!(nats, "nats");
 of!(nats_new, "nats-new");
+
+#[test]
+fn a_cluster_of_nats_servers_killed_in_turn_loses_and_doubles_nothing() {
+    let store = Store::new();
+    let services = Services::start(&["nats-cluster"]);
+    let servers = services.servers();
+    let hosts = servers
+        .iter()
+        .map(|server| format!("127.0.0.1:{}", server.port));
+    let hosts = hosts.collect::<Vec<_>>().join(",");
+    let mounts = two_mounts(&format!("nats://{hosts}/?replicas=3"), &[]);
+    let load = Load::start(&store, &mounts);
+    for (kill, server) in servers.iter().enumerate() {
+        load.writers.await_acknowledged((2 * kill + 1) * LINES / 8);
+        services.tell("kill", &server.name);
+        // The others go on without it.
+        load.writers.await_acknowledged((2 * kill + 2) * LINES / 8);
+        services.tell("start", &server.name);
+    }
+    load.finish();
+}
