@@ -8,6 +8,7 @@ mod services;
 mod access;
 mod foreign;
 mod once;
+mod waiting;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

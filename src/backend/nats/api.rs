@@ -15,8 +15,9 @@ use crate::backend::PipeInfo;
 use crate::error::{Error, Kind, Result};
 use crate::message::Position;
 
-/// How long a server remembers the identities of messages in pipes made here.
-const DUPLICATES: Duration = Duration::from_secs(5 * 60);
+/// How long a server remembers the identities of messages in pipes made here: longer than TCP waits at most
+/// before it sends again what an outage has kept. Each takes memory there, so not much longer.
+const DUPLICATES: Duration = Duration::from_secs(150);
 
 /// A stream: how it is configured, and what it holds.
 #[derive(Debug, Deserialize)]

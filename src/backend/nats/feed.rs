@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::api::{Consumer, NOT_FOUND};
-use super::link::{Link, MISSES, SETTLE};
+use super::link::{Link, MISSES, Refusals, SETTLE};
 use crate::error::{Error, Kind, Result};
 
 /// What is asked for first, in bytes; who reads on quickly is given more.
@@ -43,6 +43,10 @@ pub(super) struct Feed {
     link: Arc<Link>,
     stream: String,
     consumer: String,
+    /// Where messages are asked for.
+    asking: String,
+    /// What the server does not permit.
+    refusals: Refusals,
     inbox: String,
     subscriber: Subscriber,
     /// Requests that the server is still to answer, the oldest first.
@@ -123,10 +127,13 @@ impl Feed {
             Err(error) if error.is(NOT_FOUND) => return Ok(None),
             Err(error) => return Err(error.typed()),
         };
-        Ok(Some(Feed {
+        let asking = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
+        let mut feed = Feed {
+            refusals: link.refusals(),
             link,
             stream: stream.to_owned(),
             consumer,
+            asking,
             inbox,
             subscriber,
             pulls: VecDeque::new(),
@@ -137,7 +144,9 @@ impl Feed {
             heard: Instant::now(),
             spoke: false,
             misses: 0,
-        }))
+        };
+        feed.ask_for_more().await?;
+        Ok(Some(feed))
     }
 
     /// The next message. Dropping the future loses nothing.
@@ -145,9 +154,13 @@ impl Feed {
         loop {
             self.ask_for_more().await?;
             let next = tokio::time::timeout_at(self.heard + SILENCE, self.subscriber.next());
-            let message = match next.await {
-                Ok(message) => message,
-                Err(_) => return Err(self.gone("it is silent")),
+            let message = tokio::select! {
+                biased;
+                next = next => match next {
+                    Ok(message) => message,
+                    Err(_) => return Err(self.gone("it is silent")),
+                },
+                refused = self.refusals.of(&self.asking) => return Err(Loss::Failed(refused)),
             };
             if let Some(arrival) = self.take(message)? {
                 return Ok(arrival);
@@ -194,14 +207,10 @@ impl Feed {
             request["batch"] = json!(1);
             request["max_bytes"] = json!(0);
         }
-        let subject = format!(
-            "$JS.API.CONSUMER.MSG.NEXT.{}.{}",
-            self.stream, self.consumer
-        );
         let reply = format!("{}.{}", self.inbox, self.asked);
         let sent = self
             .link
-            .send(&subject, Some(reply), None, request.to_string().into());
+            .send(&self.asking, Some(reply), None, request.to_string().into());
         sent.await?;
         self.pulls.push_back(Pull {
             serial: self.asked,

@@ -183,7 +183,7 @@ impl Link {
         if let Some(headers) = headers {
             request = request.headers(headers);
         }
-        let refused = self.refusals.subscribe();
+        let mut refusals = self.refusals();
         tokio::select! {
             biased;
             answer = self.client.send_request(subject.to_owned(), request) => match answer {
@@ -194,7 +194,7 @@ impl Link {
                     _ => Err(unanswered(subject, error)),
                 },
             },
-            why = refusal(refused, subject) => Err(denied(&why)),
+            refused = refusals.of(subject) => Err(refused),
         }
     }
 
@@ -240,9 +240,9 @@ impl Link {
         })
     }
 
-    /// Waits until the server refuses something to do with `subject`.
-    pub(super) async fn refusal_of(&self, subject: &str) -> Error {
-        denied(&refusal(self.refusals.subscribe(), subject).await)
+    /// What the server refuses from now on.
+    pub(super) fn refusals(&self) -> Refusals {
+        Refusals(self.refusals.subscribe())
     }
 
     /// The answer is overdue: the next one who needs a connection makes another.
@@ -273,23 +273,31 @@ fn unanswered(subject: &str, error: RequestError) -> Error {
     }
 }
 
-/// Waits for a refusal that keeps `subject` from being answered.
-async fn refusal(mut refusals: broadcast::Receiver<Arc<str>>, subject: &str) -> Arc<str> {
-    let quoted = format!("\"{subject}\"");
-    loop {
-        match refusals.recv().await {
-            Ok(why) if why.contains(&quoted) || why.contains("Subscription to \"_INBOX.") => {
-                return why;
+/// What a server does not permit.
+pub(super) struct Refusals(broadcast::Receiver<Arc<str>>);
+
+impl Refusals {
+    /// Waits for one that keeps `subject` from being answered.
+    pub(super) async fn of(&mut self, subject: &str) -> Error {
+        let why = loop {
+            match self.0.recv().await {
+                Ok(why) if is_about(&why, subject) => break why,
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                // Only where the connection is gone, which whoever waits finds out.
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
             }
-            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-            // Only where the connection is gone, which the request finds out.
-            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-        }
+        };
+        Error::new(Kind::Denied, format!("the server refuses: {why}"))
     }
 }
 
-fn denied(why: &str) -> Error {
-    Error::new(Kind::Denied, format!("the server refuses: {why}"))
+/// Whether the refusal names `subject`, or where answers come.
+fn is_about(why: &str, subject: &str) -> bool {
+    why.contains("Subscription to \"_INBOX.")
+        || why
+            .split('"')
+            .nth(1)
+            .is_some_and(|quoted| quoted == subject)
 }
 
 fn options(url: &NatsUrl) -> Result<ConnectOptions> {

@@ -232,6 +232,17 @@ impl Shared {
         }
     }
 
+    /// Says once that a stream of a server that has atomic batches does not take any.
+    fn warn_of_mixing(&self, stream: &Stream, link: &Link) {
+        let name = &stream.name;
+        if link.knows_batches() && lock(&self.warned).insert(format!("{name} batches")) {
+            log::warn!(
+                "stream {name} takes no atomic batches: the messages of others may come between those of one \
+                 write; to allow them: nats stream edit {name} --allow-batch"
+            );
+        }
+    }
+
     /// Notes that a push is tried, and takes its turn.
     fn turn(&self, id: PushId) -> Arc<tokio::sync::Mutex<()>> {
         let mut tried = lock(&self.tried);

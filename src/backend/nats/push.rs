@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use super::api::{self, ApiError, Stored};
-use super::link::{Link, MISSES, SETTLE};
+use super::link::{Link, MISSES, Refusals, SETTLE};
 use super::search::search;
 use super::{Shared, Stream};
 use crate::error::{Error, Kind, Result};
@@ -147,6 +147,7 @@ impl Push {
             return self.store_one(stream, next).await;
         }
         if !stream.atomic {
+            self.shared.warn_of_mixing(stream, &self.link);
             return self.store_each(stream, next, count).await;
         }
         let link = &self.link;
@@ -296,6 +297,7 @@ struct Acks {
     inbox: String,
     asked: u64,
     subscriber: Subscriber,
+    refusals: Refusals,
 }
 
 impl Acks {
@@ -306,6 +308,7 @@ impl Acks {
             inbox,
             asked: 0,
             subscriber,
+            refusals: link.refusals(),
         })
     }
 
@@ -323,7 +326,7 @@ impl Acks {
                 Ok(None) => Err(Error::new(Kind::Unreachable, "the connection broke")),
                 Err(_) => Err(link.silence()),
             },
-            refused = link.refusal_of(subject) => Err(refused),
+            refused = self.refusals.of(subject) => Err(refused),
         }
     }
 }

@@ -36,6 +36,8 @@ pub(super) struct Subscriber {
     /// Received, not delivered.
     pending: VecDeque<Message>,
     stage: Stage,
+    /// The incarnation that was there at the last look.
+    epoch: Option<u64>,
 }
 
 /// How far the consumer is.
@@ -65,6 +67,7 @@ impl Subscriber {
             },
             pending: VecDeque::new(),
             stage: Stage::None,
+            epoch: None,
         }
     }
 
@@ -74,12 +77,15 @@ impl Subscriber {
         let info = self.shared.look(&link, &self.pipe).await?;
         match &info {
             Some(info) => {
+                readable(info)?;
                 let epoch = info.epoch()?;
+                self.epoch = Some(epoch);
                 if matches!(&self.stage, Stage::Open(open) if open.epoch != epoch) {
                     self.stage = Stage::None;
                 }
             }
             None => {
+                self.epoch = None;
                 if let Some(position) = self.received {
                     // It is gone, with its messages. One that is made again is later.
                     self.floor
@@ -179,7 +185,8 @@ impl Subscriber {
         loop {
             match &mut self.stage {
                 Stage::None => {
-                    let opening = open(Arc::clone(&self.shared), self.pipe.clone(), self.received);
+                    let (shared, pipe) = (Arc::clone(&self.shared), self.pipe.clone());
+                    let opening = open(shared, pipe, self.epoch.take(), self.received);
                     self.stage = Stage::Opening(Box::pin(opening));
                 }
                 Stage::Opening(opening) => {
@@ -287,25 +294,34 @@ struct GotMessage {
     seq: u64,
 }
 
-/// Makes a consumer behind `received`; waits until the pipe exists.
-async fn open(shared: Arc<Shared>, pipe: PipeName, received: Option<Position>) -> Result<Open> {
+/// Makes a consumer behind `received`; waits until the pipe exists. `epoch` is the incarnation that was seen
+/// last.
+async fn open(
+    shared: Arc<Shared>,
+    pipe: PipeName,
+    mut epoch: Option<u64>,
+    received: Option<Position>,
+) -> Result<Open> {
     let stream = shared.url.naming.stream(&pipe)?;
     let link = shared.reading.link().await?;
     let mut news = None;
     loop {
+        let mut feed = None;
+        if let Some(epoch) = epoch {
+            let start = next_number(received, epoch);
+            feed = Feed::open(Arc::clone(&link), &stream, start, false).await?;
+        }
+        // A consumer is of the incarnation that was there before and is there after.
         if let Some(info) = shared.look(&link, &pipe).await? {
             readable(&info)?;
-            let epoch = info.epoch()?;
-            let start = next_number(received, epoch);
-            if let Some(feed) = Feed::open(Arc::clone(&link), &stream, start, false).await?
-                // The consumer is of the incarnation that was there before and is there after.
-                && let Some(after) = shared.look(&link, &pipe).await?
-                && after.epoch()? == epoch
-            {
-                return Ok(Open { epoch, feed });
+            let now = info.epoch()?;
+            match feed {
+                Some(feed) if epoch == Some(now) => return Ok(Open { epoch: now, feed }),
+                _ => epoch = Some(now),
             }
             continue;
         }
+        epoch = None;
         // The next look comes after the server knows who listens.
         let Some(made) = &mut news else {
             let made = format!("$JS.EVENT.ADVISORY.STREAM.CREATED.{stream}");
