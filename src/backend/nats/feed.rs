@@ -3,7 +3,6 @@
 //! A pull consumer, because the client says how much may be under way: what is pushed without being asked
 //! for piles up with a reader that is slow, and is dropped there.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,13 +17,13 @@ use super::link::{Link, MISSES, Refusals, SETTLE};
 use crate::error::{Error, Kind, Result};
 
 /// What is asked for first, in bytes; who reads on quickly is given more.
-const FIRST: usize = 256 << 10;
+const FIRST: i64 = 256 << 10;
 
-/// What is asked for at most, in bytes. Twice that is under way.
-const MOST: usize = 2 << 20;
+/// What is asked for at most, in bytes. One and a half times that is under way.
+const MOST: i64 = 2 << 20;
 
-/// How many messages are asked for at most; the client keeps room for four times as many.
-const MESSAGES: u64 = 16 << 10;
+/// Less than the server counts for a message without any bytes: its subjects.
+const LEAST: i64 = 40;
 
 /// How often the server says that it is still there, while it has nothing.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -49,13 +48,15 @@ pub(super) struct Feed {
     refusals: Refusals,
     inbox: String,
     subscriber: Subscriber,
-    /// Requests that the server is still to answer, the oldest first.
-    pulls: VecDeque<Pull>,
-    asked: u64,
+    /// How much was asked for and has not come, in bytes, as the server counts them. It serves requests by
+    /// turns, and does not say when one is filled to the byte.
+    owed: i64,
     /// How much the next request is for, in bytes.
-    bytes: usize,
+    bytes: i64,
     /// Whether the next message is larger than that.
     large: bool,
+    /// Whether one message of any size was asked for.
+    single: bool,
     /// Messages that came from this consumer: it numbers them.
     received: u64,
     /// When something came last, or was asked for.
@@ -66,16 +67,12 @@ pub(super) struct Feed {
     misses: u32,
 }
 
-struct Pull {
-    serial: u64,
-    messages: u64,
-    received: u64,
-}
-
 /// A message of the stream.
 pub(super) struct Arrival {
     pub(super) seq: u64,
     pub(super) time: SystemTime,
+    /// How many came behind it when it was sent.
+    pub(super) pending: u64,
     pub(super) headers: Option<HeaderMap>,
     pub(super) data: Bytes,
 }
@@ -136,10 +133,10 @@ impl Feed {
             asking,
             inbox,
             subscriber,
-            pulls: VecDeque::new(),
-            asked: 0,
+            owed: 0,
             bytes: FIRST,
             large: false,
+            single: false,
             received: 0,
             heard: Instant::now(),
             spoke: false,
@@ -183,41 +180,29 @@ impl Feed {
         }
     }
 
-    /// Keeps one request waiting at the server, and another behind it while messages come.
+    /// Sees to it that the server always has leave to send: for more while messages come.
     async fn ask_for_more(&mut self) -> Result<()> {
-        let begun = match self.pulls.front() {
-            None => true,
-            Some(pull) => self.pulls.len() == 1 && pull.received > 0 && !self.large,
-        };
-        if !begun {
+        let enough = if self.large { 0 } else { self.bytes / 2 };
+        if self.single || self.owed > enough {
             return Ok(());
         }
         if self.misses > 0 {
             tokio::time::sleep(SETTLE * (1 << self.misses)).await;
         }
-        let mut request = json!({
-            "batch": MESSAGES,
-            "max_bytes": self.bytes,
+        let bytes = if self.large { 0 } else { self.bytes };
+        let request = json!({
+            // So many that it is always the bytes that count.
+            "batch": (bytes / LEAST).max(1),
+            "max_bytes": bytes,
             "expires": PATIENCE.as_nanos() as u64,
             "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
         });
-        let mut messages = MESSAGES;
-        if self.large {
-            messages = 1;
-            request["batch"] = json!(1);
-            request["max_bytes"] = json!(0);
-        }
-        let reply = format!("{}.{}", self.inbox, self.asked);
-        let sent = self
-            .link
-            .send(&self.asking, Some(reply), None, request.to_string().into());
-        sent.await?;
-        self.pulls.push_back(Pull {
-            serial: self.asked,
-            messages,
-            received: 0,
-        });
-        self.asked += 1;
+        let reply = format!("{}.{bytes}", self.inbox);
+        self.link
+            .send(&self.asking, Some(reply), None, request.to_string().into())
+            .await?;
+        self.owed += bytes;
+        self.single = self.large;
         self.large = false;
         self.heard = Instant::now();
         Ok(())
@@ -232,10 +217,7 @@ impl Feed {
         self.heard = Instant::now();
         self.spoke = true;
         if let Some(status) = message.status {
-            let why = message.description.unwrap_or_default();
-            let serial = message.subject.rsplit('.').next();
-            let serial = serial.and_then(|serial| serial.parse().ok());
-            return self.news(status.as_u16(), &why, serial).map(|()| None);
+            return self.news(status.as_u16(), &message).map(|()| None);
         }
         let place = message.reply.as_deref().and_then(Place::parse);
         let place = place
@@ -245,45 +227,49 @@ impl Feed {
         if place.delivered != self.received {
             return Err(self.gone("a message was lost on its way"));
         }
-        if let Some(pull) = self.pulls.front_mut() {
-            pull.received += 1;
-            if pull.received == pull.messages {
-                self.pulls.pop_front();
-            }
+        if self.single {
+            self.single = false;
+        } else {
+            self.owed -= message.length as i64;
         }
         Ok(Some(Arrival {
             seq: place.seq,
             time: place.time,
+            pending: place.pending,
             headers: message.headers,
             data: message.payload,
         }))
     }
 
-    fn news(&mut self, status: u16, why: &str, serial: Option<u64>) -> Result<(), Loss> {
+    fn news(&mut self, status: u16, message: &Message) -> Result<(), Loss> {
         if status != 503 {
             self.misses = 0;
         }
-        match (status, why) {
-            (100, _) => {}
-            (404 | 408, _) => self.end(serial),
-            (409, why) if why.starts_with("Message Size Exceeds") => {
-                let fresh = |pull: &Pull| Some(pull.serial) == serial && pull.received == 0;
-                self.large = self.pulls.iter().any(fresh);
-                self.end(serial);
+        let why = message.description.as_deref().unwrap_or_default();
+        match status {
+            100 => {}
+            404 | 408 => {
+                self.end(message);
+            }
+            409 if why.starts_with("Message Size Exceeds") => {
+                // Not even the first one had room.
+                self.large = self.end(message);
                 self.bytes = (self.bytes * 2).min(MOST);
             }
-            (409, why) if why.eq_ignore_ascii_case("Batch Completed") => self.end(serial),
-            (409, why) if why.starts_with("Exceeded") => {
+            409 if why.eq_ignore_ascii_case("Batch Completed") => {
+                self.end(message);
+            }
+            409 if why.starts_with("Exceeded") => {
                 let why = format!("the stream does not allow it: {why}");
                 return Err(Loss::Failed(Error::new(Kind::Unsupported, why)));
             }
-            // The stream or the consumer was removed, or another server leads it now.
-            (503, _) if self.received == 0 && self.misses < MISSES => {
+            503 if self.received == 0 && self.misses < MISSES => {
                 self.misses += 1;
-                self.end(serial);
+                self.end(message);
             }
-            (409 | 503, why) => return Err(self.gone(why)),
-            (status, why) => {
+            // The stream or the consumer was removed, or another server leads it now.
+            409 | 503 => return Err(self.gone(why)),
+            _ => {
                 let why = format!("asking for messages: {status} {why}");
                 return Err(Loss::Failed(Error::new(Kind::Io, why)));
             }
@@ -291,8 +277,20 @@ impl Feed {
         Ok(())
     }
 
-    fn end(&mut self, serial: Option<u64>) {
-        self.pulls.retain(|pull| Some(pull.serial) != serial);
+    /// Takes note that a request has ended; says whether it brought nothing.
+    fn end(&mut self, message: &Message) -> bool {
+        let number = |text: &str| text.parse::<i64>().ok();
+        let asked = message.subject.rsplit('.').next().and_then(number);
+        let asked = asked.unwrap_or(0);
+        if asked == 0 {
+            self.single = false;
+            return false;
+        }
+        let headers = message.headers.as_ref();
+        let left = headers.and_then(|headers| number(headers.get("Nats-Pending-Bytes")?.as_str()));
+        let left = left.unwrap_or(asked);
+        self.owed -= left;
+        left == asked
     }
 
     fn gone(&self, why: &str) -> Loss {
@@ -322,6 +320,7 @@ struct Place {
     /// Its number among those that the consumer has delivered.
     delivered: u64,
     time: SystemTime,
+    pending: u64,
 }
 
 impl Place {
@@ -335,6 +334,7 @@ impl Place {
             seq: number()?,
             delivered: number()?,
             time: SystemTime::UNIX_EPOCH + Duration::from_nanos(number()?),
+            pending: number()?,
         })
     }
 }

@@ -28,6 +28,9 @@ pub(super) const ANSWER: Duration = Duration::from_secs(6);
 /// The slowest line that a long message is given time for, in bytes a second.
 const SLOWEST: u64 = 64 << 10;
 
+/// How many messages may wait in a subscription: more than are ever asked for at a time.
+const WAITING: usize = 128 << 10;
+
 /// How often something is asked again that should be there, but for which nobody listens.
 pub(super) const MISSES: u32 = 7;
 
@@ -306,6 +309,7 @@ fn options(url: &NatsUrl) -> Result<ConnectOptions> {
         .connection_timeout(CONNECT)
         .request_timeout(Some(ANSWER))
         .ping_interval(PING)
+        .subscription_capacity(WAITING)
         .max_reconnects(1)
         .ignore_discovered_servers();
     if let Some(files) = &url.broker.tls {

@@ -7,7 +7,7 @@ use async_nats::header::{NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_MESSAGE_ID};
 
 use super::api::Info;
 use super::feed::{Feed, Loss};
-use super::link::Link;
+use super::link::{ANSWER, Link};
 use crate::error::{Error, Kind, Result};
 
 /// How many pushes are looked through.
@@ -34,7 +34,7 @@ pub(super) async fn search(link: &Arc<Link>, info: &Info, push: &str) -> Result<
     let mut pushes = 0;
     while info.state.messages > 0 && end > first && pushes < PUSHES {
         let start = end.saturating_sub(BLOCK).max(first);
-        let block = look_through(link, &info.config.name, start, end, push).await?;
+        let block = look_through(link, info, start, end, push).await?;
         if block.found.is_some() {
             return Ok(block.found);
         }
@@ -52,7 +52,7 @@ struct Block {
 /// Looks through the messages from `start` to before `end`.
 async fn look_through(
     link: &Arc<Link>,
-    stream: &str,
+    info: &Info,
     start: u64,
     end: u64,
     push: &str,
@@ -61,14 +61,19 @@ async fn look_through(
         found: None,
         pushes: 0,
     };
+    let stream = &info.config.name;
     let Some(mut feed) = Feed::open(Arc::clone(link), stream, start, true).await? else {
         return Ok(block);
     };
     loop {
-        let arrival = feed.next().await.map_err(|loss| match loss {
-            Loss::Failed(error) => error,
-            Loss::Gone(why, _) => Error::new(Kind::Unreachable, why),
-        })?;
+        let unreachable = |why| Error::new(Kind::Unreachable, why);
+        let arrival = match tokio::time::timeout(ANSWER, feed.next()).await {
+            Ok(Ok(arrival)) => arrival,
+            Ok(Err(Loss::Failed(error))) => return Err(error),
+            Ok(Err(Loss::Gone(why, _))) => return Err(unreachable(why)),
+            // They were dropped meanwhile.
+            Err(_) => return Err(unreachable(format!("{stream}: its messages do not come"))),
+        };
         if arrival.seq >= end {
             return Ok(block);
         }
@@ -81,7 +86,8 @@ async fn look_through(
                 });
             }
         }
-        if arrival.seq + 1 == end {
+        // Where some were deleted one by one, the last may be one of them.
+        if arrival.seq + 1 == end || arrival.pending == 0 && info.state.num_deleted > 0 {
             return Ok(block);
         }
     }
