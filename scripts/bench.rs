@@ -29,6 +29,9 @@ use fuser::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "bench_brokers.rs"]
+mod brokers;
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const LINE: [u8; 100] = {
@@ -87,7 +90,8 @@ fn run(args: &Args) -> Result<()> {
         "databases on {filesystem}, Linux {kernel}, {cpus} CPUs; M/s: million messages a second\n{HEADER}"
     );
     let (mut rows, mut failed) = (Vec::new(), 0);
-    for (id, measure) in ROWS.iter().filter(|row| row.0.contains(&args.only)) {
+    let all = || ROWS.iter().chain(&brokers::ROWS);
+    for (id, measure) in all().filter(|row| row.0.contains(&args.only)) {
         let row = measure(&bench);
         refuse_if_stopped()?;
         match row {
@@ -110,7 +114,10 @@ fn run(args: &Args) -> Result<()> {
         None => println!("{results}"),
     }
     match (rows.len(), failed) {
-        (0, _) => Err(format!("the ids are: {}", ROWS.map(|row| row.0).join(" ")).into()),
+        (0, _) => {
+            let ids: Vec<&str> = all().map(|row| row.0).collect();
+            Err(format!("the ids are: {}", ids.join(" ")).into())
+        }
         (_, 0) => Ok(()),
         (all, failed) => Err(format!("{failed} of {all} rows could not be measured").into()),
     }
@@ -651,6 +658,8 @@ enum Kind {
     Latency,
     /// In messages a second; the bar is on the rate.
     Rate,
+    /// In messages a second; the bar is on the ratio to the floor.
+    Relative,
     /// In MiB; the bar is on the size, and there is no floor.
     Memory,
 }
@@ -708,6 +717,7 @@ impl Row {
         match self.kind {
             Kind::Latency => self.floor.as_ref().is_some_and(|f| f.ratio <= self.bar),
             Kind::Rate => self.measured >= self.bar,
+            Kind::Relative => self.floor.as_ref().is_some_and(|f| f.ratio >= self.bar),
             Kind::Memory => self.measured <= self.bar,
         }
     }
@@ -716,6 +726,7 @@ impl Row {
         match self.kind {
             Kind::Latency => format!("<= {:.1} x floor", self.bar),
             Kind::Rate => format!(">= {}", self.amount(self.bar)),
+            Kind::Relative => format!(">= {:.1} x floor", self.bar),
             Kind::Memory => format!("<= {}", self.amount(self.bar)),
         }
     }
@@ -723,7 +734,8 @@ impl Row {
     fn amount(&self, value: f64) -> String {
         match self.kind {
             Kind::Latency => format!("{value:.1} us"),
-            Kind::Rate => format!("{:.2} M/s", value / 1e6),
+            Kind::Rate | Kind::Relative if value < 1e4 => format!("{value:.0} /s"),
+            Kind::Rate | Kind::Relative => format!("{:.2} M/s", value / 1e6),
             Kind::Memory => format!("{value:.1} MiB"),
         }
     }
@@ -746,7 +758,7 @@ impl Row {
     fn json(&self, id: &str) -> Value {
         let unit = match self.kind {
             Kind::Latency => "us",
-            Kind::Rate => "messages/s",
+            Kind::Rate | Kind::Relative => "messages/s",
             Kind::Memory => "MiB",
         };
         let mut row = json!({

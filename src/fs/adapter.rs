@@ -13,10 +13,10 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
+    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
@@ -27,6 +27,9 @@ use crate::error::{Error, Kind, Result};
 
 /// Nothing is cached by the kernel: changes made elsewhere show at once.
 const TTL: Duration = Duration::ZERO;
+
+/// How long what a look-up told of a remote pipe holds: for the open that follows, which would ask again.
+const REMOTE_TTL: Duration = Duration::from_millis(10);
 
 /// An interrupted push is waited for so long, because its result is the truth; then it is EINTR.
 const GRACE: Duration = Duration::from_millis(50);
@@ -184,7 +187,14 @@ impl Filesystem for Adapter {
         }
         let (files, name) = (Arc::clone(&self.files), name.to_owned());
         let work = async move { files.look_up(&name).await };
-        self.answer(request, Duration::ZERO, work, entry_reply!(reply, "lookup"));
+        let ttl = match self.files.is_remote() {
+            true => REMOTE_TTL,
+            false => TTL,
+        };
+        self.answer(request, Duration::ZERO, work, move |result| match result {
+            Ok(attr) => reply.entry_with_ttls(&ttl, &TTL, &attr, Generation(0)),
+            Err(error) => reply.error(errno::answer("lookup", &error)),
+        });
     }
 
     fn forget(&self, _request: &Request, inode: INodeNo, count: u64) {
@@ -200,7 +210,11 @@ impl Filesystem for Adapter {
     ) {
         let files = Arc::clone(&self.files);
         let work = async move { files.attr(inode.0).await };
-        self.answer(request, Duration::ZERO, work, attr_reply!(reply, "stat"));
+        let reply = attr_reply!(reply, "stat");
+        match inode {
+            INodeNo::ROOT => self.answer_here(request, Duration::ZERO, Box::pin(work), reply),
+            _ => self.answer(request, Duration::ZERO, work, reply),
+        }
     }
 
     fn setattr(
@@ -358,10 +372,16 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let files = Arc::clone(&self.files);
         let work = async move { files.open(inode.0, flags).await };
-        self.answer(request, Duration::ZERO, work, move |result| match result {
+        let reply = move |result| match result {
             Ok(handle) => reply.opened(FileHandle(handle), OPEN),
             Err(error) => reply.error(errno::answer("open", &error)),
-        });
+        };
+        match flags.acc_mode() {
+            OpenAccMode::O_WRONLY => {
+                self.answer_here(request, Duration::ZERO, Box::pin(work), reply);
+            }
+            _ => self.answer(request, Duration::ZERO, work, reply),
+        }
     }
 
     fn read(
@@ -445,8 +465,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let files = Arc::clone(&self.files);
-        let work = async move { files.release(handle.0).await };
-        self.answer(request, Duration::MAX, work, empty_reply!(reply, "release"));
+        let work = Box::pin(async move { files.release(handle.0).await });
+        self.answer_here(request, Duration::MAX, work, empty_reply!(reply, "release"));
     }
 
     fn fsync(

@@ -1,13 +1,15 @@
 //! Mounts of brokers, and what becomes of their pipes when those are killed, paused or cut off: the same tests
 //! for each.
 
+use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::gateway::free_port;
 use crate::load::{Writers, assert_complete, follow, read_lines};
 use crate::network::Hosts;
 use crate::services::Services;
-use crate::support::{Mount, Running, Store, wait_for};
+use crate::support::{DNPIPES, Mount, Running, Store, finish, wait_for};
 
 /// Each writer's lines.
 const LINES: usize = 2000;
@@ -188,9 +190,73 @@ fn times_out(kind: &str) {
     }
 }
 
+/// The servers are found by DNS, anew at each connection.
+fn found_by_dns(kind: &str, scheme: &str) {
+    let hosts = Hosts::new();
+    let [nsenter, net] = Hosts::on(&hosts.far);
+    let start = |port: &str| {
+        let wrap = format!("{nsenter} {net}");
+        Services::start(&[kind, "--bind", Hosts::FAR, "--port", port, "--wrap", &wrap])
+    };
+    let (first, second) = (free_port().to_string(), free_port().to_string());
+    // What resolves names for whoever is on the far host.
+    let folder = tempfile::tempdir().expect("a folder");
+    let resolv = folder.path().join("resolv.conf");
+    fs::write(&resolv, format!("nameserver {}\n", Hosts::FAR)).expect("its file");
+    let dns = |port: &str| {
+        let record = format!("--srv-host=_{scheme}._tcp.pipes.test,server.pipes.test,{port},10,1");
+        let mut command = Command::new(&nsenter);
+        command.args([
+            &net,
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--no-hosts",
+            "--no-resolv",
+        ]);
+        command.args([
+            "--conf-file=/dev/null",
+            "--pid-file=",
+            "--user=root",
+            "--bind-interfaces",
+        ]);
+        command
+            .arg(format!("--listen-address={}", Hosts::FAR))
+            .arg(record);
+        command.arg(format!("--address=/server.pipes.test/{}", Hosts::FAR));
+        Running::start(&mut command)
+    };
+    // Its own view of the one file that says whom to ask.
+    let run = |args: &[&str]| {
+        let mut command = Command::new(&nsenter);
+        let bind = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+        command.args([&net, "unshare", "--mount", "sh", "-c", bind]);
+        command.arg(&resolv).arg(DNPIPES).args(args);
+        finish(&mut command)
+    };
+    let source = format!("{scheme}+srv://pipes.test");
+    let pushed = |text: &str| {
+        wait_for("a push by way of DNS", || {
+            let output = run(&["push", "--source", &source, "topic", text]);
+            output.status.success().then_some(())
+        });
+    };
+    let _one = start(&first);
+    let name_server = dns(&first);
+    pushed("to the first");
+    let pulled = run(&["pull", "--source", &source, "topic"]);
+    assert_eq!(pulled.stdout, b"to the first\n", "{pulled:?}");
+    // Who connects now finds the server that is named now.
+    drop(name_server);
+    let _other = start(&second);
+    let _name_server = dns(&second);
+    pushed("to the second");
+    let pulled = run(&["pull", "--source", &source, "topic"]);
+    assert_eq!(pulled.stdout, b"to the second\n", "{pulled:?}");
+}
+
 /// The tests of a broker, each by its kind in `scripts/services`.
 macro_rules! of {
-    ($module:ident, $kind:literal) => {
+    ($module:ident, $kind:literal, $scheme:literal) => {
         mod $module {
             #[test]
             fn mounts_share_its_pipes() {
@@ -223,6 +289,11 @@ macro_rules! of {
             }
 
             #[test]
+            fn its_servers_are_found_by_dns() {
+                super::found_by_dns($kind, $scheme);
+            }
+
+            #[test]
             fn while_it_is_away_writers_time_out_and_everybody_can_be_killed() {
                 super::times_out($kind);
             }
@@ -230,9 +301,9 @@ macro_rules! of {
     };
 }
 
-of!(redis, "redis");
-of!(nats, "nats");
-of!(nats_new, "nats-new");
+of!(redis, "redis", "redis");
+of!(nats, "nats", "nats");
+of!(nats_new, "nats-new", "nats");
 
 #[test]
 fn a_cluster_of_nats_servers_killed_in_turn_loses_and_doubles_nothing() {

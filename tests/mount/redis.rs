@@ -3,6 +3,12 @@
 use std::fs;
 use std::process::{Command, Output};
 
+use dnpipes::backend::Backend;
+use dnpipes::backend::redis::{Redis, RedisUrl};
+use dnpipes::message::{Batch, Position, Producer, PushId};
+use dnpipes::name::PipeName;
+use futures_util::{StreamExt, stream};
+
 use crate::gateway::{Certificates, text};
 use crate::services::{Server, Services};
 use crate::support::{DNPIPES, Mount, Running, Store, finish, wait_for};
@@ -325,4 +331,71 @@ fn followers_of_a_cluster_survive_a_node_that_is_killed() {
     for mut reader in readers {
         assert_eq!(reader.line(), "after");
     }
+}
+
+#[test]
+fn the_last_65536_pushes_are_known_and_no_more_than_twice_as_many_are_kept() {
+    const PUSHES: u64 = 140_000;
+    let (_services, server) = start(&["appendfsync no"]);
+    let url = RedisUrl::parse(&server.url).expect("its URL");
+    let redis = Redis::open(&url).expect("a client");
+    let pipe = PipeName::new("topic").expect("legal");
+    let push = async |number: u64| {
+        let producer = Producer::from_bytes(u128::from(number).to_be_bytes());
+        let batch = Batch::new(vec![number.to_string().into()]).expect("one");
+        let pushed = redis.push(&pipe, PushId::first(producer, 7), batch);
+        pushed.await.expect("acknowledged")
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let again: Vec<u64> = (1..=65_536)
+        .map(|back| PUSHES - back)
+        .step_by(997)
+        .collect();
+    runtime.block_on(async {
+        let all = stream::iter(0..PUSHES).map(&push).buffered(64);
+        let positions: Vec<Position> = all.collect().await;
+        for number in again {
+            assert_eq!(push(number).await, positions[number as usize], "{number}");
+        }
+    });
+    let counts = cli(
+        &server,
+        "redis XLEN dnpipes:topic
+         for key in known earlier; do redis HLEN \"dnpipes-$key:{dnpipes:topic}\"; done",
+    );
+    let counts: Vec<u64> = counts
+        .lines()
+        .map(|line| line.parse().expect("a number"))
+        .collect();
+    assert_eq!(counts[0], PUSHES);
+    assert!(
+        counts[1..].iter().all(|count| *count < 65_536 + 20),
+        "{counts:?}"
+    );
+}
+
+#[test]
+fn many_large_entries_are_read_in_little_memory() {
+    let (_services, server) = start(&["appendonly no"]);
+    // Of another program, so that nobody knows how large they are.
+    cli(
+        &server,
+        "redis EVAL \"for i = 1, 200 do redis.call('XADD', 'dnpipes:big', '*', 'blob', string.rep('x', 4 * 1024 * 1024)) end\" 0",
+    );
+    let mount = Mount::new(&server.url, &[]);
+    assert_eq!(
+        mount.out("cat big | wc -c").trim(),
+        (200 * (4 * 1024 * 1024 + 1)).to_string()
+    );
+    let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).expect("its status");
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .expect("its peak");
+    let peak: u64 = peak
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .expect("a number");
+    assert!(peak < 128 << 10, "{peak} KiB");
 }

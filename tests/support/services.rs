@@ -16,7 +16,8 @@ pub(crate) struct Services {
 }
 
 struct Talk {
-    commands: ChildStdin,
+    /// `None` at the end.
+    commands: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
     servers: BTreeMap<String, Server>,
 }
@@ -42,7 +43,7 @@ impl Services {
             .spawn()
             .expect("scripts/services starts");
         let talk = Talk {
-            commands: process.stdin.take().expect("its input"),
+            commands: process.stdin.take(),
             answers: BufReader::new(process.stdout.take().expect("its output")),
             servers: BTreeMap::new(),
         };
@@ -87,7 +88,8 @@ impl Services {
     /// `kill`, `start`, `stop` or `cont`; returns when it is done, and the server answers if it should.
     pub(crate) fn tell(&self, word: &str, name: &str) -> Server {
         let mut talk = self.lock();
-        writeln!(talk.commands, "{word} {name}").expect("scripts/services listens");
+        let commands = talk.commands.as_mut().expect("its input");
+        writeln!(commands, "{word} {name}").expect("scripts/services listens");
         talk.hear()
     }
 }
@@ -114,8 +116,8 @@ impl Talk {
 
 impl Drop for Services {
     fn drop(&mut self) {
-        // SAFETY: the process is our child and not yet reaped, so the number is its own. It reaps its own.
-        unsafe { libc::kill(self.process.id() as i32, libc::SIGTERM) };
+        // At the end of its input it ends, and reaps its own.
+        self.lock().commands = None;
         let _ = self.process.wait();
     }
 }

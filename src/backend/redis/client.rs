@@ -40,11 +40,11 @@ macro_rules! script {
     };
 }
 
-pub(super) static PUSH: Lua = script!("count.lua" "push.lua");
-pub(super) static STAT: Lua = script!("count.lua" "stat.lua");
-pub(super) static CREATE: Lua = script!("count.lua" "create.lua");
-pub(super) static RESET: Lua = script!("count.lua" "reset.lua");
-pub(super) static REMOVE: Lua = script!("count.lua" "remove.lua");
+pub(super) static PUSH: Lua = script!("known.lua" "push.lua");
+pub(super) static STAT: Lua = script!("known.lua" "stat.lua");
+pub(super) static CREATE: Lua = script!("known.lua" "create.lua");
+pub(super) static RESET: Lua = script!("known.lua" "reset.lua");
+pub(super) static REMOVE: Lua = script!("known.lua" "remove.lua");
 pub(super) static FETCH: Lua = script!("fetch.lua");
 
 /// A connection that is made when it is needed, and again when it broke.
@@ -258,7 +258,7 @@ impl Client {
         // that was written before.
         let mut link = self.own_link().await?;
         let mut mark = redis::cmd("HSET");
-        mark.arg(&keys.meta).arg("synced").arg(1);
+        mark.arg(&keys.known).arg(".synced").arg(1);
         let mut wait = redis::cmd("WAITAOF");
         wait.arg(1).arg(0).arg(ANSWER.as_millis() as u64 / 2);
         let waited = async {

@@ -8,12 +8,10 @@ use crate::name::PipeName;
 pub(super) struct Keys {
     /// Its messages.
     pub(super) stream: String,
-    /// A hash of what is counted (count.lua).
-    pub(super) meta: String,
-    /// A hash of the last push of each producer (push.lua).
-    pub(super) pushes: String,
-    /// The same, of earlier producers.
-    pub(super) old_pushes: String,
+    /// A hash of what is known of it, and of the last push of each producer (known.lua).
+    pub(super) known: String,
+    /// The last pushes of earlier producers.
+    pub(super) earlier: String,
 }
 
 impl Keys {
@@ -44,9 +42,8 @@ impl Keys {
             false => format!("dnpipes-{what}:{{{tag}}}:{stream}"),
         };
         Ok(Keys {
-            meta: beside("meta"),
-            pushes: beside("pushes"),
-            old_pushes: beside("pushes-old"),
+            known: beside("known"),
+            earlier: beside("earlier"),
             stream,
         })
     }
@@ -78,14 +75,14 @@ mod tests {
         for (name, tag) in [("a", "p:a"), ("a{b}c", "b"), ("a{b", "p:a{b"), ("{x}", "x")] {
             let keys = keys(name).expect("a slot");
             assert_eq!(keys.stream, format!("p:{name}"));
-            for key in [&keys.meta, &keys.pushes, &keys.old_pushes] {
+            for key in [&keys.known, &keys.earlier] {
                 let (_, rest) = key.split_once('{').expect("a tag");
                 assert_eq!(rest.split_once('}').expect("a tag").0, tag, "{key}");
             }
         }
         assert_ne!(
-            keys("x{b}").expect("one").meta,
-            keys("y{b}").expect("another").meta
+            keys("x{b}").expect("one").known,
+            keys("y{b}").expect("another").known
         );
         for name in ["a}", "a{}b", "}x{"] {
             assert_eq!(

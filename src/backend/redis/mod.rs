@@ -64,7 +64,7 @@ struct Look {
 /// Looks at a pipe.
 async fn look(client: &Client, lane: &Lane, pipe: &PipeName, keys: &Keys) -> Result<Look> {
     let what = || format!("looking at {pipe}");
-    let keys = [keys.stream.as_str(), keys.meta.as_str()];
+    let keys = [keys.stream.as_str(), keys.known.as_str()];
     let answer = client.run(lane, what, &client::STAT, keys, |_| ()).await?;
     let Value::Array(fields) = answer else {
         return Err(strange("no look at a pipe"));
@@ -151,7 +151,7 @@ impl Redis {
             &self.client.commands,
             || format!("pushing to {pipe}"),
             &client::PUSH,
-            [&keys.stream, &keys.meta, &keys.pushes, &keys.old_pushes],
+            [&keys.stream, &keys.known, &keys.earlier],
             |script| {
                 script
                     .arg(id.producer.as_bytes())
@@ -246,7 +246,7 @@ impl Backend for Redis {
                 &self.client.commands,
                 || format!("making {pipe}"),
                 &client::CREATE,
-                [&keys.stream, &keys.meta],
+                [&keys.stream, &keys.known],
                 |_| (),
             );
             Ok(made.await? == Value::Int(1))
@@ -260,7 +260,7 @@ impl Backend for Redis {
                 &self.client.commands,
                 || format!("resetting {pipe}"),
                 &client::RESET,
-                [&keys.stream, &keys.meta],
+                [&keys.stream, &keys.known],
                 |script| {
                     script
                         .arg(look.newest.to_string())
@@ -281,7 +281,7 @@ impl Backend for Redis {
                 &self.client.commands,
                 || format!("removing {pipe}"),
                 &client::REMOVE,
-                [&keys.stream, &keys.meta, &keys.pushes, &keys.old_pushes],
+                [&keys.stream, &keys.known, &keys.earlier],
                 |script| {
                     script.arg(&look.made).arg(self.client.channel());
                 },

@@ -1,48 +1,48 @@
--- Appends messages, unless this push was stored before. KEYS: the stream, `meta`, `pushes`, `pushes-old`.
+-- Appends messages, unless this push was stored before. KEYS: the stream, what is known of it, earlier producers.
 -- ARGV: the producer, its number in 20 digits, the sum of the messages' bytes, the longest one's, the messages.
 -- Returns the id of the push's last message.
 --
--- Each producer's last push is remembered in `pushes`; once that has PRODUCERS of them, it becomes
--- `pushes-old`. Together they know the last 65,536 producers at least.
+-- The last push of each producer is remembered; once there are PRODUCERS of them, they become the earlier ones.
+-- Together those are the last 65,536 producers at least.
 
 local PRODUCERS = 65536
 
-local stream, meta, pushes, old = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
--- First of all, as it fails for a key of another type.
-local length = redis.call('XLEN', stream)
-local known = redis.call('HGET', pushes, ARGV[1]) or redis.call('HGET', old, ARGV[1])
-if known and known:sub(1, 20) >= ARGV[2] then
-    return known:sub(21)
+local stream, known, earlier, producer = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local before = redis.call('HMGET', known, producer,
+    '.added', '.length', '.bytes', '.largest', '.last', '.producers', '.earlier')
+local stored = before[1] or before[8] and redis.call('HGET', earlier, producer)
+if stored and stored:sub(1, 20) >= ARGV[2] then
+    return stored:sub(21)
 end
 
-local before = counted(meta)
-local bytes, largest = 0, 0
-if length > 0 then
-    -- Not counted here: that is not for a push to wait for.
-    if before[1] and tonumber(before[1]) == length
-        and #redis.call('XRANGE', stream, '(' .. before[2], '+', 'COUNT', 1) == 0 then
-        bytes, largest = tonumber(before[3]), tonumber(before[4])
-    else
-        bytes, largest = -1, -1
+local call, count = redis.call, #ARGV - 4
+local last = call('XADD', stream, 'NOMKSTREAM', '*', 'data', ARGV[5])
+if not last then
+    make(stream, known, before[6])
+    before[2], before[3], before[4], before[5] = 0, 0, 0, 0
+    last = call('XADD', stream, '*', 'data', ARGV[5])
+end
+for at = 6, #ARGV do
+    last = call('XADD', stream, '*', 'data', ARGV[at])
+end
+
+local producers = tonumber(before[7] or 0)
+if not before[1] then
+    producers = producers + 1
+    if producers > PRODUCERS then
+        -- What is known goes along, and comes back.
+        local kept = {}
+        for at, field in ipairs(redis.call('HMGET', known, '.floor', '.made', '.changed')) do
+            kept[at] = field
+        end
+        redis.call('UNLINK', earlier)
+        redis.call('RENAME', known, earlier)
+        redis.call('HSET', known, '.floor', kept[1] or '', '.made', kept[2] or '',
+            '.changed', kept[3] or '', '.earlier', 1)
+        producers = 1
     end
-elseif redis.call('EXISTS', stream) == 0 then
-    make(stream, meta, before[2])
 end
-
-local last
-for at = 5, #ARGV do
-    last = redis.call('XADD', stream, '*', 'data', ARGV[at])
-end
-if bytes >= 0 then
-    redis.call('HSET', meta, 'length', length + #ARGV - 4, 'last', last,
-        'bytes', string.format('%.0f', bytes + tonumber(ARGV[3])),
-        'largest', math.max(largest, tonumber(ARGV[4])))
-else
-    redis.call('HSET', meta, 'length', -1, 'last', last)
-end
-if redis.call('HSET', pushes, ARGV[1], ARGV[2] .. last) == 1
-    and redis.call('HLEN', pushes) >= PRODUCERS then
-    redis.call('UNLINK', old)
-    redis.call('RENAME', pushes, old)
-end
+call('HSET', known, producer, ARGV[2] .. last, '.last', last, '.producers', producers,
+    '.added', (before[2] or 0) + count, '.length', (before[3] or 0) + count,
+    '.bytes', (before[4] or 0) + ARGV[3], '.largest', math.max(before[5] or 0, ARGV[4]))
 return last

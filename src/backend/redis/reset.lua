@@ -1,10 +1,11 @@
 -- Drops what was there when the caller looked: a reset that comes late, or twice, drops nothing else. KEYS: the
--- stream, `meta`. ARGV: the last id there was, the channel that tells of it. Returns where the pipe starts now, or
+-- stream, what is known of it. ARGV: the last id there was, the channel that tells of it. Returns where the pipe starts now, or
 -- nothing where there is no stream.
 
 local PENDING = 1000
 
-local stream, meta, last = KEYS[1], KEYS[2], ARGV[1]
+local stream, known, last = KEYS[1], KEYS[2], ARGV[1]
+-- Fails for a key of another type.
 redis.call('XLEN', stream)
 if redis.call('EXISTS', stream) == 0 then
     return false
@@ -31,12 +32,11 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
         end
     until #pending < PENDING
 end
-local length = redis.call('XLEN', stream)
-local bytes, largest = count(stream, length, {})
-if bytes < 0 then
-    length = -1
-end
-redis.call('HSET', meta, 'length', length, 'last', info(stream)['last-generated-id'],
-    'bytes', bytes, 'largest', largest, 'modified', now(), 'floor', floor)
+local length, found = redis.call('XLEN', stream), info(stream)
+local bytes, largest = count(stream, length)
+redis.call('HSET', known, '.last', found['last-generated-id'], '.floor', floor, '.changed', now(),
+    -- A length that it does not have says that nothing is counted.
+    '.added', found['entries-added'], '.length', bytes < 0 and -1 or length,
+    '.bytes', bytes, '.largest', largest)
 redis.pcall('PUBLISH', ARGV[2], floor .. ' ' .. stream)
 return floor

@@ -1,16 +1,23 @@
--- What is known of a pipe. KEYS: the stream, `meta`. Returns nothing where there is no stream, else: its length,
--- the last id it ever had, the first and the last id it has, bytes, the longest message's (-1: unknown), when it
--- was made or reset last in microseconds, where it starts since the last reset, and what tells this pipe from
--- another of that name.
+-- What is known of a pipe. KEYS: the stream, what is known of it. Returns: its length, the newest id that it ever
+-- had, the first and the last id that it has, bytes, the longest message's (-1: unknown), when it was made or reset
+-- last in microseconds, where it starts since the last reset, and what tells this pipe from another of that name.
+-- Where there is no stream the length is -1.
 
-local stream, meta = KEYS[1], KEYS[2]
+local stream, known = KEYS[1], KEYS[2]
+-- Fails for a key of another type.
 local length = redis.call('XLEN', stream)
-local kept = redis.call('HMGET', meta, 'modified', 'floor', 'made')
-if redis.call('EXISTS', stream) == 0 then
+local kept = redis.call('HMGET', known,
+    '.changed', '.floor', '.made', '.added', '.length', '.bytes', '.largest')
+if length == 0 and redis.call('EXISTS', stream) == 0 then
     return { -1, '', '', '', -1, -1, '', kept[2] or '', '' }
 end
 local found = info(stream)
-local bytes, largest = count(stream, length, counted(meta))
+local bytes, largest
+if tonumber(kept[4]) == found['entries-added'] and tonumber(kept[5]) == length then
+    bytes, largest = tonumber(kept[6]), tonumber(kept[7])
+else
+    bytes, largest = count(stream, length)
+end
 local first, last = found['first-entry'], found['last-entry']
 return {
     length, found['last-generated-id'], first and first[1] or '', last and last[1] or '',
