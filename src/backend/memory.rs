@@ -201,6 +201,7 @@ impl Backend for Memory {
             durable: false,
             remote: false,
             max_message: usize::MAX,
+            whole_batches: true,
         }
     }
 

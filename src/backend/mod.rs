@@ -6,6 +6,7 @@ mod floor;
 mod hosts;
 pub mod http;
 pub mod memory;
+pub mod nats;
 pub mod redis;
 pub mod retry;
 mod secret;
@@ -37,6 +38,9 @@ pub struct Caps {
     pub remote: bool,
     /// The longest message it can hold, in bytes.
     pub max_message: usize,
+    /// Whether the messages of one push stay together, whoever else pushes. Otherwise only their order is
+    /// kept, and those of others may come between.
+    pub whole_batches: bool,
 }
 
 /// Where a subscription starts.
@@ -186,6 +190,7 @@ pub fn open(url: &BackendUrl) -> Result<Arc<dyn Backend>> {
             Ok(Arc::new(sqlite::Sqlite::open(path, *durability)?))
         }
         BackendUrl::Http(url) => Ok(Arc::new(http::Http::open(url)?)),
+        BackendUrl::Nats(url) => Ok(Arc::new(nats::Nats::open(url)?)),
         BackendUrl::Redis(url) => Ok(Arc::new(redis::Redis::open(url)?)),
     }
 }

@@ -1,5 +1,5 @@
 //! Source URLs: `memory:[?limit=BYTES]`, `sqlite:/path/file.db[?durability=full|process]`, and those of
-//! [`HttpUrl`] and [`RedisUrl`].
+//! [`HttpUrl`], [`NatsUrl`] and [`RedisUrl`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::http::HttpUrl;
+use super::nats::NatsUrl;
 use super::redis::RedisUrl;
 use super::sqlite::Durability;
 use crate::error::{Error, Kind, Result};
@@ -31,6 +32,8 @@ pub enum BackendUrl {
     },
     /// Messages live behind a gateway (`dnpipes serve`).
     Http(HttpUrl),
+    /// Messages live in NATS JetStream.
+    Nats(NatsUrl),
     /// Messages live in streams of a Redis.
     Redis(RedisUrl),
 }
@@ -93,11 +96,14 @@ impl FromStr for BackendUrl {
                 })
             }
             "http" | "https" => HttpUrl::parse(text).map(BackendUrl::Http).map_err(refuse),
+            "nats" | "nats+srv" | "tls" | "tls+srv" => {
+                NatsUrl::parse(text).map(BackendUrl::Nats).map_err(refuse)
+            }
             "redis" | "rediss" | "redis+srv" | "rediss+srv" => {
                 RedisUrl::parse(text).map(BackendUrl::Redis).map_err(refuse)
             }
             _ => Err(refuse(format!(
-                "there is no backend {scheme:?}; there are: sqlite memory http https redis rediss"
+                "there is no backend {scheme:?}; there are: sqlite memory http https nats tls redis rediss"
             ))),
         }
     }
@@ -125,6 +131,7 @@ impl fmt::Display for BackendUrl {
             BackendUrl::Memory { .. } => f.write_str("memory:"),
             BackendUrl::Sqlite { path, .. } => write!(f, "sqlite:{}", path.display()),
             BackendUrl::Http(url) => url.fmt(f),
+            BackendUrl::Nats(url) => url.fmt(f),
             BackendUrl::Redis(url) => url.fmt(f),
         }
     }

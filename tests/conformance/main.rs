@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use dnpipes::backend::Backend;
 use dnpipes::backend::http::{Http, HttpUrl};
 use dnpipes::backend::memory::Memory;
+use dnpipes::backend::nats::{Nats, NatsUrl};
 use dnpipes::backend::redis::{Redis, RedisUrl};
 use dnpipes::backend::sqlite::{Durability, Sqlite};
 use tempfile::TempDir;
@@ -111,6 +112,53 @@ impl<const SQLITE: bool, const TLS: bool> Store for HttpStore<SQLITE, TLS> {
 /// Numbers the stores that share a server.
 static STORES: AtomicU32 = AtomicU32::new(0);
 
+/// The streams of a prefix of the test's own, on a server that all tests share.
+struct NatsStore<const NEW: bool>(String);
+
+impl<const NEW: bool> Store for NatsStore<NEW> {
+    fn new() -> Self {
+        static SERVERS: [OnceLock<Services>; 2] = [OnceLock::new(), OnceLock::new()];
+        let kind = if NEW { "nats-new" } else { "nats" };
+        let server = SERVERS[usize::from(NEW)].get_or_init(|| Services::start(&[kind]));
+        let number = STORES.fetch_add(1, Ordering::Relaxed);
+        NatsStore(format!("{}/?prefix={number}-", server.url()))
+    }
+
+    fn client(&self) -> Arc<dyn Backend> {
+        nats_client(&self.0)
+    }
+}
+
+fn nats_client(url: &str) -> Arc<dyn Backend> {
+    let url = NatsUrl::parse(url).expect("the server's URL");
+    let client = Nats::open(&url).expect("a client");
+    // What it can do it knows once it is connected.
+    let connect = || tokio::runtime::Handle::current().block_on(client.list());
+    tokio::task::block_in_place(connect).expect("a list");
+    Arc::new(client)
+}
+
+/// The same on each of three servers, by any of which they are read and written.
+struct NatsClusterStore(String);
+
+impl Store for NatsClusterStore {
+    fn new() -> Self {
+        static SERVERS: OnceLock<Services> = OnceLock::new();
+        let servers = SERVERS.get_or_init(|| Services::start(&["nats-cluster"]));
+        let servers = servers.servers().into_iter();
+        let hosts: Vec<String> = servers
+            .map(|server| format!("127.0.0.1:{}", server.port))
+            .collect();
+        let number = STORES.fetch_add(1, Ordering::Relaxed);
+        let hosts = hosts.join(",");
+        NatsClusterStore(format!("nats://{hosts}/?replicas=3&prefix={number}-"))
+    }
+
+    fn client(&self) -> Arc<dyn Backend> {
+        nats_client(&self.0)
+    }
+}
+
 /// Streams under a prefix of the test's own, in a server that all tests share.
 struct RedisStore {
     url: String,
@@ -158,5 +206,8 @@ suite::conformance!(http_memory, HttpStore<false, false>);
 suite::conformance!(http_sqlite, HttpStore<true, false>);
 suite::conformance!(https_memory, HttpStore<false, true>);
 suite::conformance!(https_sqlite, HttpStore<true, true>);
+suite::conformance!(nats_2_9, NatsStore<false>);
+suite::conformance!(nats_2_15, NatsStore<true>);
+suite::conformance!(nats_cluster, NatsClusterStore);
 suite::conformance!(redis, RedisStore);
 suite::conformance!(redis_cluster, RedisClusterStore);

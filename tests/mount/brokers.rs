@@ -12,7 +12,7 @@ use crate::services::Services;
 use crate::support::{DNPIPES, Mount, Running, Store, finish, wait_for};
 
 /// Each writer's lines.
-const LINES: usize = 200;
+const LINES: usize = 2000;
 
 /// Two writers and two readers on each of two mounts.
 struct Load<'a> {
@@ -302,3 +302,26 @@ macro_rules! of {
 }
 
 of!(redis, "redis", "redis");
+of!(nats, "nats", "nats");
+of!(nats_new, "nats-new", "nats");
+
+#[test]
+fn a_cluster_of_nats_servers_killed_in_turn_loses_and_doubles_nothing() {
+    let store = Store::new();
+    let services = Services::start(&["nats-cluster"]);
+    let servers = services.servers();
+    let hosts = servers
+        .iter()
+        .map(|server| format!("127.0.0.1:{}", server.port));
+    let hosts = hosts.collect::<Vec<_>>().join(",");
+    let mounts = two_mounts(&format!("nats://{hosts}/?replicas=3"), &[]);
+    let load = Load::start(&store, &mounts);
+    for (kill, server) in servers.iter().enumerate() {
+        load.writers.await_acknowledged((2 * kill + 1) * LINES / 8);
+        services.tell("kill", &server.name);
+        // The others go on without it.
+        load.writers.await_acknowledged((2 * kill + 2) * LINES / 8);
+        services.tell("start", &server.name);
+    }
+    load.finish();
+}

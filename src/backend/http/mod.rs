@@ -68,6 +68,7 @@ impl Backend for Http {
             durable: true,
             remote: true,
             max_message: wire::MAX_MESSAGE,
+            whole_batches: true,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Pipes in Redis: each is a stream, so that `XADD` and `XRANGE` of other programs push and pull too.
 //!
-//! - [`options`]: the source's URL; [`link`]: connections and what their failures mean.
+//! - [`options`]: the source's URL.
+//! - [`link`]: connections and what their failures mean.
 //! - [`client`], [`scripts`]: requests; [`keys`], [`entry`]: what lies in the database.
 //! - [`push`], [`source`]: writers and subscribers.
 //!
@@ -163,6 +164,7 @@ impl Backend for Redis {
             durable: true,
             remote: true,
             max_message: push::MAX_MESSAGE,
+            whole_batches: true,
         }
     }
 

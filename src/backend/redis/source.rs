@@ -178,19 +178,17 @@ async fn wait(mut link: Link, stream: String, after: Position) -> (Link, Result<
 impl Source for Subscriber {
     fn next(&mut self, limit: Limit) -> Fut<'_, Vec<Message>> {
         Box::pin(async move {
-            loop {
-                // Where somebody waits already, what he waits for is the next.
-                if limit.before.is_some() || self.waiting.is_none() {
-                    let messages = self.fetch(limit).await?;
-                    if !messages.is_empty() || limit.before.is_some() {
-                        return Ok(messages);
-                    }
+            // Where somebody waits already, what he waits for is the next.
+            if limit.before.is_some() || self.waiting.is_none() {
+                let messages = self.fetch(limit).await?;
+                if !messages.is_empty() || limit.before.is_some() {
+                    return Ok(messages);
                 }
-                loop {
-                    let messages = self.wait().await?;
-                    if !messages.is_empty() {
-                        return Ok(messages);
-                    }
+            }
+            loop {
+                let messages = self.wait().await?;
+                if !messages.is_empty() {
+                    return Ok(messages);
                 }
             }
         })

@@ -301,6 +301,7 @@ impl Backend for Sqlite {
             durable: true,
             remote: false,
             max_message: MAX_MESSAGE,
+            whole_batches: true,
         }
     }
 

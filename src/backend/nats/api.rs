@@ -1,0 +1,324 @@
+//! What JetStream is asked, and what it answers: the part of its API that is used here
+//! (<https://github.com/nats-io/jsm.go/tree/main/schemas/jetstream/api/v1>).
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::link::{ANSWER, Link, Reply};
+use super::options::NatsUrl;
+use super::push::BatchIds;
+use crate::backend::PipeInfo;
+use crate::error::{Error, Kind, Result};
+use crate::message::Position;
+
+/// How long a server remembers the identities of messages in pipes made here: longer than TCP waits at most
+/// before it sends again what an outage has kept. Each takes memory there, so not much longer.
+const DUPLICATES: Duration = Duration::from_secs(150);
+
+/// A stream: how it is configured, and what it holds.
+#[derive(Debug, Deserialize)]
+pub(super) struct Info {
+    pub(super) config: Config,
+    created: String,
+    pub(super) state: State,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) subjects: Vec<String>,
+    pub(super) retention: String,
+    #[serde(default)]
+    pub(super) max_msgs: i64,
+    #[serde(default)]
+    pub(super) max_bytes: i64,
+    #[serde(default)]
+    pub(super) max_age: i64,
+    #[serde(default)]
+    pub(super) max_msgs_per_subject: i64,
+    #[serde(default)]
+    pub(super) discard: String,
+    pub(super) storage: String,
+    /// In nanoseconds.
+    #[serde(default)]
+    duplicate_window: u64,
+    #[serde(default)]
+    pub(super) allow_atomic: bool,
+    #[serde(default)]
+    pub(super) mirror: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct State {
+    pub(super) messages: u64,
+    pub(super) first_seq: u64,
+    pub(super) last_seq: u64,
+    #[serde(default)]
+    last_ts: String,
+    #[serde(default)]
+    pub(super) num_deleted: u64,
+}
+
+impl Info {
+    /// When the stream was made, in nanoseconds since 1970: another one of its name was made at another
+    /// time, and numbers its messages from 1 again.
+    ///
+    /// # Errors
+    /// `Io` where it is no time.
+    pub(super) fn epoch(&self) -> Result<u64> {
+        let age = self.created()?.duration_since(UNIX_EPOCH);
+        Ok(age.map_or(0, |age| age.as_nanos() as u64))
+    }
+
+    fn created(&self) -> Result<SystemTime> {
+        humantime::parse_rfc3339(&self.created).map_err(|error| {
+            Error::new(Kind::Io, format!("{:?} is no time", self.created)).caused_by(error)
+        })
+    }
+
+    /// Where the stream starts: what stood before was dropped.
+    ///
+    /// # Errors
+    /// As for [`Info::epoch`].
+    pub(super) fn floor(&self) -> Result<Position> {
+        Ok(Position::new(self.epoch()?, self.state.first_seq))
+    }
+
+    /// Behind its last message.
+    ///
+    /// # Errors
+    /// As for [`Info::epoch`].
+    pub(super) fn end(&self) -> Result<Position> {
+        Ok(Position::new(self.epoch()?, self.state.last_seq + 1))
+    }
+
+    /// What a pipe's user wants to know.
+    ///
+    /// # Errors
+    /// As for [`Info::epoch`].
+    pub(super) fn pipe(&self) -> Result<PipeInfo> {
+        let epoch = self.epoch()?;
+        let state = &self.state;
+        let some = |seq| (state.messages > 0).then(|| Position::new(epoch, seq));
+        let created = self.created()?;
+        // An empty stream's is long before anything.
+        let last = humantime::parse_rfc3339(&state.last_ts).unwrap_or(created);
+        Ok(PipeInfo {
+            count: state.messages,
+            // The server counts headers and subjects too.
+            bytes: None,
+            first: some(state.first_seq),
+            last: some(state.last_seq),
+            modified: last.max(created),
+        })
+    }
+
+    pub(super) fn duplicate_window(&self) -> Duration {
+        Duration::from_nanos(self.config.duplicate_window)
+    }
+}
+
+/// A consumer's name.
+#[derive(Debug, Deserialize)]
+pub(super) struct Consumer {
+    pub(super) name: String,
+}
+
+/// What a push is answered.
+#[derive(Debug, Deserialize)]
+pub(super) struct Stored {
+    pub(super) seq: u64,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    error: Option<ApiError>,
+}
+
+/// Why JetStream refuses.
+#[derive(Debug, Deserialize)]
+pub(super) struct ApiError {
+    /// As in HTTP.
+    #[serde(default)]
+    code: u32,
+    /// Which error it is.
+    #[serde(default)]
+    err_code: u32,
+    #[serde(default)]
+    description: String,
+}
+
+/// There is no such message.
+pub(super) const NO_MESSAGE: u32 = 10037;
+/// There is a stream of that name with another configuration.
+const OTHER_CONFIG: u32 = 10058;
+/// There is no such stream.
+pub(super) const NOT_FOUND: u32 = 10059;
+/// What was pushed would go to another stream.
+pub(super) const OTHER_STREAM: u32 = 10060;
+/// A message of a batch did not arrive, or was refused.
+pub(super) const INCOMPLETE: u32 = 10176;
+/// A message of a batch has the identity of one that is stored.
+pub(super) const STORED_BEFORE: u32 = 10201;
+
+impl ApiError {
+    pub(super) fn is(&self, code: u32) -> bool {
+        self.err_code == code
+    }
+
+    /// What it means.
+    pub(super) fn typed(self) -> Error {
+        let text = &self.description;
+        let kind = match (self.err_code, self.code) {
+            (NOT_FOUND, _) => Kind::NotFound,
+            (10039 | 10076, _) => Kind::Unsupported,
+            (10054 | 10097, _) => Kind::TooLong,
+            // Of the account, the server's memory and disk, and the number of streams.
+            (10002 | 10023 | 10026 | 10027 | 10028 | 10047 | 10122, _) => Kind::Full,
+            (10077, _) if text.contains("maximum") || text.contains("no space") => Kind::Full,
+            // Sealed; deletion or purge denied.
+            (10109, _) => Kind::Denied,
+            (10158 | INCOMPLETE | 10211, _) | (_, 503) => Kind::Unreachable,
+            (_, 401 | 403) => Kind::Denied,
+            _ if text.contains("not permitted") => Kind::Denied,
+            _ => Kind::Io,
+        };
+        let mut why = format!("JetStream refuses: {text} ({})", self.err_code);
+        if kind == Kind::Unsupported {
+            why += "; it is not enabled for this account";
+        }
+        Error::new(kind, why)
+    }
+}
+
+/// Takes an answer apart: what was asked for, or why not.
+///
+/// # Errors
+/// `Io` for what is no answer of JetStream's.
+pub(super) fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<Result<T, ApiError>> {
+    let strange = |error: serde_json::Error| {
+        Error::new(Kind::Io, "what answers there is not JetStream").caused_by(error)
+    };
+    let answer: Answer = serde_json::from_slice(payload).map_err(strange)?;
+    match answer.error {
+        Some(error) => Ok(Err(error)),
+        None => serde_json::from_slice(payload).map_err(strange).map(Ok),
+    }
+}
+
+impl Link {
+    /// Asks JetStream for `what`, as `STREAM.INFO.name`; more than once where no answer comes.
+    ///
+    /// # Errors
+    /// As for [`Link::ask`]; `Unsupported` where there is no JetStream.
+    pub(super) async fn api<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        body: &Value,
+    ) -> Result<Result<T, ApiError>> {
+        // In a cluster nobody answers while a leader is elected.
+        self.api_patiently(&[ANSWER / 6, ANSWER / 3, ANSWER / 2], what, body)
+            .await
+    }
+
+    /// Asks for what must not happen twice.
+    ///
+    /// # Errors
+    /// As for [`Link::api`].
+    pub(super) async fn api_once<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        body: &Value,
+    ) -> Result<Result<T, ApiError>> {
+        self.api_patiently(&[ANSWER], what, body).await
+    }
+
+    async fn api_patiently<T: DeserializeOwned>(
+        &self,
+        patience: &[Duration],
+        what: &str,
+        body: &Value,
+    ) -> Result<Result<T, ApiError>> {
+        let body = match body {
+            Value::Null => Bytes::new(),
+            body => body.to_string().into(),
+        };
+        let subject = format!("$JS.API.{what}");
+        let mut reply = Reply::Silence;
+        for patience in patience {
+            reply = self
+                .ask_within(*patience, &subject, None, body.clone())
+                .await?;
+            if !matches!(reply, Reply::Silence) {
+                break;
+            }
+        }
+        match reply {
+            Reply::Message(answer) => parse(&answer.payload),
+            Reply::Silence => Err(self.silence()),
+            Reply::Nobody if !self.has_jetstream() => Err(Error::new(
+                Kind::Unsupported,
+                "the server has no JetStream; start it with -js, or jetstream {} in its configuration",
+            )),
+            Reply::Nobody => Err(Error::new(
+                Kind::Unreachable,
+                "nobody answers for JetStream: it is not enabled for this account, or has no leader now",
+            )),
+        }
+    }
+
+    /// A stream, if there is one of this name.
+    ///
+    /// # Errors
+    /// As for [`Link::api`].
+    pub(super) async fn info(&self, stream: &str) -> Result<Option<Info>> {
+        let what = format!("STREAM.INFO.{stream}");
+        match self.api(&what, &Value::Null).await? {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.is(NOT_FOUND) => Ok(None),
+            Err(error) => Err(error.typed()),
+        }
+    }
+
+    /// Makes a pipe's stream; `false` if it was there.
+    ///
+    /// # Errors
+    /// As for [`Link::api`]; `Unsupported` where another stream takes what is pushed to it.
+    pub(super) async fn create(
+        &self,
+        stream: &str,
+        url: &NatsUrl,
+        batches: &BatchIds,
+    ) -> Result<bool> {
+        let mut config = json!({
+            "name": stream,
+            // Servers take a repetition with the same configuration for the making. This one is like no other.
+            "description": format!("a pipe (dnpipes, {})", batches.next()),
+            "subjects": [stream],
+            "retention": "limits",
+            "storage": "file",
+            "discard": "new",
+            "max_consumers": -1,
+            "max_msgs": -1,
+            "max_bytes": -1,
+            "max_age": 0,
+            "num_replicas": url.replicas,
+            "duplicate_window": DUPLICATES.as_nanos() as u64,
+            "allow_direct": true,
+        });
+        if self.knows_batches() {
+            config["allow_atomic"] = Value::Bool(true);
+        }
+        let what = format!("STREAM.CREATE.{stream}");
+        match self.api::<Value>(&what, &config).await? {
+            Ok(_) => Ok(true),
+            Err(error) if error.is(OTHER_CONFIG) => Ok(false),
+            Err(error) => Err(error.typed()),
+        }
+    }
+}

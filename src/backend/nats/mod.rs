@@ -1,0 +1,454 @@
+//! Pipes on NATS JetStream, servers 2.9 and later.
+//!
+//! - [`options`]: the source's URL; [`names`]: pipe names as stream names.
+//! - [`link`]: connections and requests; [`api`]: what JetStream is asked and answers.
+//! - [`push`] and [`search`]: storing once; [`feed`] and [`source`]: subscribers.
+//!
+//! A pipe is a stream; a stream that another program made is a pipe too, if its name has the prefix. A
+//! message's position is the stream's time of creation and the message's number.
+//!
+//! A push is acknowledged when JetStream has it: on disk, but not flushed, unless the server is configured
+//! with `sync_interval: always`; on a majority of the servers where the stream has replicas. That is also all
+//! that [`crate::backend::Backend::sync`] can offer.
+//!
+//! Up to 1,000 messages of a push are stored as an atomic batch, on servers from 2.12 on and in streams that
+//! allow it, as those made here do: together, or not at all. A larger push is stored as several of them. Elsewhere each
+//! message is stored by itself: those of others may come between, and a crash may leave a part, which a
+//! repetition completes.
+
+mod api;
+mod feed;
+mod link;
+mod names;
+mod options;
+mod push;
+mod search;
+mod source;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+pub use options::NatsUrl;
+
+use super::floor::Floors;
+use super::{Backend, Caps, Fut, PipeInfo, Source, Start, secret};
+use crate::error::{Error, Kind, Result};
+use crate::message::{Batch, Position, Producers, PushId};
+use crate::name::PipeName;
+use api::{ApiError, Info, NOT_FOUND};
+use link::{Line, Link};
+use push::{BatchIds, Push};
+use source::Subscriber;
+
+/// How long it is taken for granted that a stream was not removed and made again.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The client of NATS servers.
+pub struct Nats {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    url: Arc<NatsUrl>,
+    /// For pushes and all that is asked.
+    asking: Line,
+    /// For messages that stream out, which would keep pushes up.
+    reading: Line,
+    floors: Floors,
+    /// Streams that were pushed to.
+    streams: Mutex<HashMap<PipeName, Arc<Stream>>>,
+    tried: Mutex<Producers<Tried>>,
+    batches: BatchIds,
+    /// Streams whose limits were warned of.
+    warned: Mutex<HashSet<String>>,
+}
+
+/// A producer's last push.
+#[derive(Clone)]
+struct Tried {
+    seq: u64,
+    /// When it was tried first.
+    first: Instant,
+    /// Held while it is under way: servers of a cluster do not answer a batch that comes twice at a time.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What a push has to know of a stream.
+struct Stream {
+    name: String,
+    /// Where it is pushed to.
+    subject: String,
+    epoch: u64,
+    /// Its last message when it was looked at.
+    last: u64,
+    /// Whether it takes atomic batches.
+    atomic: bool,
+    /// How long the server remembers messages' identities.
+    window: Duration,
+    seen: Instant,
+}
+
+impl Stream {
+    fn new(info: &Info, link: &Link) -> Result<Self> {
+        Ok(Stream {
+            name: info.config.name.clone(),
+            subject: subject(info)?,
+            epoch: info.epoch()?,
+            last: info.state.last_seq,
+            atomic: info.config.allow_atomic && link.knows_batches(),
+            window: info.duplicate_window(),
+            seen: Instant::now(),
+        })
+    }
+
+    fn position(&self, seq: u64) -> Position {
+        Position::new(self.epoch, seq)
+    }
+}
+
+/// Where the stream is pushed to.
+fn subject(info: &Info) -> Result<String> {
+    let unsupported = |why: String| {
+        Error::new(
+            Kind::Unsupported,
+            format!("stream {}: {why}", info.config.name),
+        )
+    };
+    if info.config.mirror.is_some() {
+        return Err(unsupported("a mirror cannot be pushed to".to_owned()));
+    }
+    match info.config.subjects.as_slice() {
+        [subject] if !subject.split('.').any(|token| token == "*" || token == ">") => {
+            Ok(subject.clone())
+        }
+        subjects => Err(unsupported(format!(
+            "it is not clear under which subject to push; it has: {}",
+            subjects.join(" ")
+        ))),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// What the server says of a pipe's stream now.
+    async fn look(&self, link: &Link, pipe: &PipeName) -> Result<Option<Info>> {
+        let name = self.url.naming.stream(pipe)?;
+        let info = link.info(&name).await?;
+        if let Some(info) = &info {
+            self.floors.of(pipe).raise(info.floor()?);
+            self.warn_of_limits(info);
+        }
+        Ok(info)
+    }
+
+    /// The pipe's stream; it is made if there is none.
+    async fn stream(&self, link: &Link, pipe: &PipeName) -> Result<Arc<Stream>> {
+        if let Some(stream) = lock(&self.streams).get(pipe) {
+            return Ok(Arc::clone(stream));
+        }
+        // It may be removed before it is looked at again.
+        for _ in 0..3 {
+            if let Some(info) = self.look(link, pipe).await? {
+                let stream = Arc::new(Stream::new(&info, link)?);
+                lock(&self.streams).insert(pipe.clone(), Arc::clone(&stream));
+                return Ok(stream);
+            }
+            self.create(link, pipe).await?;
+        }
+        Err(Error::new(
+            Kind::Unreachable,
+            format!("the stream of {pipe} is made and removed all the time"),
+        ))
+    }
+
+    /// Makes the pipe's stream; `false` if it was there.
+    async fn create(&self, link: &Link, pipe: &PipeName) -> Result<bool> {
+        let name = self.url.naming.stream(pipe)?;
+        link.create(&name, &self.url, &self.batches).await
+    }
+
+    fn forget(&self, pipe: &PipeName) {
+        lock(&self.streams).remove(pipe);
+    }
+
+    /// Whether the server still knows the first try of this push by itself.
+    fn remembers(&self, id: PushId, stream: &Stream) -> bool {
+        match lock(&self.tried).get(&id.producer) {
+            // Half of the time is for the message's way, and for clocks that differ.
+            Some(tried) => tried.seq == id.seq && tried.first.elapsed() < stream.window / 2,
+            None => false,
+        }
+    }
+
+    fn batch_id(&self) -> String {
+        self.batches.next()
+    }
+
+    /// Says once what may become of messages in a stream that was not made here.
+    fn warn_of_limits(&self, info: &Info) {
+        let config = &info.config;
+        let mut why = Vec::new();
+        let limits = [
+            (config.max_msgs, "max_msgs"),
+            (config.max_bytes, "max_bytes"),
+            (config.max_msgs_per_subject, "max_msgs_per_subject"),
+        ];
+        for (limit, name) in limits {
+            if limit > 0 && config.discard == "old" {
+                why.push(format!("the oldest are dropped over {name} {limit}"));
+            } else if limit > 0 {
+                why.push(format!("pushes are refused over {name} {limit}"));
+            }
+        }
+        if config.max_age > 0 {
+            let age = Duration::from_nanos(config.max_age as u64);
+            why.push(format!("they are dropped after {age:?}"));
+        }
+        if config.retention != "limits" {
+            let retention = &config.retention;
+            why.push(format!(
+                "what others have read is dropped ({retention} retention)"
+            ));
+        }
+        if config.storage != "file" {
+            let storage = &config.storage;
+            why.push(format!(
+                "they are lost when the server ends ({storage} storage)"
+            ));
+        }
+        if !why.is_empty() && lock(&self.warned).insert(config.name.clone()) {
+            log::warn!(
+                "stream {} does not keep messages until a reset: {}",
+                config.name,
+                why.join("; ")
+            );
+        }
+    }
+
+    /// Says once that a stream of a server that has atomic batches does not take any.
+    fn warn_of_mixing(&self, stream: &Stream, link: &Link) {
+        let name = &stream.name;
+        if link.knows_batches() && lock(&self.warned).insert(format!("{name} batches")) {
+            log::warn!(
+                "stream {name} takes no atomic batches: the messages of others may come between those of one \
+                 write; to allow them: nats stream edit {name} --allow-batch"
+            );
+        }
+    }
+
+    /// Notes that a push is tried, and takes its turn.
+    fn turn(&self, id: PushId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut tried = lock(&self.tried);
+        let known = tried.get(&id.producer);
+        let turn = known.map_or_else(Arc::default, |known| Arc::clone(&known.turn));
+        if !id.repeated {
+            let (seq, first) = (id.seq, Instant::now());
+            let turn = Arc::clone(&turn);
+            tried.set(id.producer, Tried { seq, first, turn });
+        }
+        turn
+    }
+
+    async fn push(self: &Arc<Self>, pipe: &PipeName, id: PushId, batch: Batch) -> Result<Position> {
+        let turn = self.turn(id);
+        let _turn = turn.lock().await;
+        let link = self.asking.link().await?;
+        batch.check(link.max_message())?;
+        let known = lock(&self.streams).get(pipe).cloned();
+        let stale = known.is_some_and(|stream| stream.seen.elapsed() > FRESH);
+        let push = Push::new(Arc::clone(self), Arc::clone(&link), pipe.clone(), id, batch);
+        if !stale {
+            return push.run().await;
+        }
+        // Where others have removed the pipe and made it again, positions are of another epoch. The push
+        // does not wait for that to be known.
+        let (pushed, info) = tokio::join!(push.run(), self.look(&link, pipe));
+        let position = pushed?;
+        match info {
+            Ok(Some(info)) => {
+                let stream = Arc::new(Stream::new(&info, &link)?);
+                lock(&self.streams).insert(pipe.clone(), Arc::clone(&stream));
+                Ok(stream.position(position.seq()))
+            }
+            _ => {
+                self.forget(pipe);
+                Ok(position)
+            }
+        }
+    }
+}
+
+impl Nats {
+    /// A client of the servers at `url`. Connects when it is first used.
+    ///
+    /// # Errors
+    /// `NotFound` or `Denied` for the files with certificates and credentials; `Io` without randomness.
+    pub fn open(url: &NatsUrl) -> Result<Self> {
+        let tls = url.broker.tls.iter();
+        let files = tls.flat_map(|tls| {
+            let identity = tls.identity.iter().flat_map(|(cert, key)| [cert, key]);
+            tls.ca.iter().chain(identity)
+        });
+        // Read again at every connection, as they may be renewed.
+        for file in files.chain(&url.creds) {
+            secret::read(file)?;
+        }
+        let url = Arc::new(url.clone());
+        Ok(Nats {
+            shared: Arc::new(Shared {
+                asking: Line::new(Arc::clone(&url)),
+                reading: Line::new(Arc::clone(&url)),
+                url,
+                floors: Floors::default(),
+                streams: Mutex::default(),
+                tried: Mutex::default(),
+                batches: BatchIds::random()?,
+                warned: Mutex::default(),
+            }),
+        })
+    }
+
+    /// The stream of `pipe` as it is now.
+    async fn found(&self, pipe: &PipeName) -> Result<(Arc<Link>, Info)> {
+        let link = self.shared.asking.link().await?;
+        match self.shared.look(&link, pipe).await? {
+            Some(info) => Ok((link, info)),
+            None => Err(not_found(pipe)),
+        }
+    }
+}
+
+/// Whether the server did what was asked.
+fn done(pipe: &PipeName, answer: Result<Value, ApiError>) -> Result<()> {
+    match answer {
+        Ok(_) => Ok(()),
+        Err(error) if error.is(NOT_FOUND) => Err(not_found(pipe)),
+        Err(error) => Err(error.typed()),
+    }
+}
+
+fn not_found(pipe: &PipeName) -> Error {
+    Error::new(Kind::NotFound, format!("there is no pipe {pipe}"))
+}
+
+/// A page of a list.
+#[derive(Deserialize)]
+struct Page {
+    #[serde(default)]
+    total: usize,
+    /// `null` where there is none.
+    streams: Option<Vec<Info>>,
+}
+
+impl Backend for Nats {
+    fn caps(&self) -> Caps {
+        let link = self.shared.asking.last();
+        Caps {
+            name: "nats",
+            durable: true,
+            remote: true,
+            // The server says it when it is connected to.
+            max_message: link.as_ref().map_or(usize::MAX, |link| link.max_message()),
+            whole_batches: link.as_ref().is_none_or(|link| link.knows_batches()),
+        }
+    }
+
+    fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
+        Box::pin(async move {
+            if batch.messages().len() == 1 {
+                return self.shared.push(pipe, id, batch).await;
+            }
+            // Dropping this future must not cut the batch.
+            let (shared, pipe) = (Arc::clone(&self.shared), pipe.clone());
+            let pushing = tokio::spawn(async move { shared.push(&pipe, id, batch).await });
+            pushing.await.map_err(|error| {
+                Error::new(Kind::Io, "the push ended early")
+                    .caused_by(error)
+                    .maybe_applied()
+            })?
+        })
+    }
+
+    fn subscribe<'a>(&'a self, pipe: &'a PipeName, start: Start) -> Fut<'a, Box<dyn Source>> {
+        Box::pin(async move {
+            let subscriber = Subscriber::new(Arc::clone(&self.shared), pipe.clone(), start);
+            Ok(Box::new(subscriber) as Box<dyn Source>)
+        })
+    }
+
+    fn stat<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, PipeInfo> {
+        Box::pin(async move { self.found(pipe).await?.1.pipe() })
+    }
+
+    fn list(&self) -> Fut<'_, Vec<(PipeName, PipeInfo)>> {
+        Box::pin(async move {
+            let link = self.shared.asking.link().await?;
+            let mut pipes = Vec::new();
+            let mut offset = 0;
+            loop {
+                let ask = json!({ "offset": offset });
+                let page = link.api::<Page>("STREAM.LIST", &ask).await?;
+                let page = page.map_err(ApiError::typed)?;
+                let streams = page.streams.unwrap_or_default();
+                offset += streams.len();
+                for info in &streams {
+                    if let Some(pipe) = self.shared.url.naming.pipe(&info.config.name) {
+                        pipes.push((pipe, info.pipe()?));
+                    }
+                }
+                if streams.is_empty() || offset >= page.total {
+                    break;
+                }
+            }
+            // Streams that come and go move between the pages.
+            pipes.sort_by(|one, other| one.0.cmp(&other.0));
+            pipes.dedup_by(|one, other| one.0 == other.0);
+            Ok(pipes)
+        })
+    }
+
+    fn create<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, bool> {
+        Box::pin(async move {
+            let link = self.shared.asking.link().await?;
+            self.shared.create(&link, pipe).await
+        })
+    }
+
+    fn reset<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+        Box::pin(async move {
+            let (link, info) = self.found(pipe).await?;
+            if info.state.messages > 0 {
+                // What is pushed later is not meant, should this come late, or twice.
+                let keep = info.state.last_seq + 1;
+                let what = format!("STREAM.PURGE.{}", info.config.name);
+                done(pipe, link.api(&what, &json!({ "seq": keep })).await?)?;
+            }
+            self.shared.floors.of(pipe).raise(info.end()?);
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+        Box::pin(async move {
+            let (link, info) = self.found(pipe).await?;
+            let what = format!("STREAM.DELETE.{}", info.config.name);
+            done(pipe, link.api_once(&what, &Value::Null).await?)?;
+            self.shared.forget(pipe);
+            let later = Position::new(info.epoch()?.saturating_add(1), 0);
+            self.shared.floors.of(pipe).raise(later);
+            Ok(())
+        })
+    }
+
+    fn sync<'a>(&'a self, _pipe: &'a PipeName) -> Fut<'a, ()> {
+        // What is acknowledged is as durable as the server makes it: nothing can be asked of it.
+        Box::pin(async { Ok(()) })
+    }
+}

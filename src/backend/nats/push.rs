@@ -1,0 +1,359 @@
+//! Pushes: messages with identities, in atomic batches where the server has them.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_nats::header::{
+    NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID,
+};
+use async_nats::{HeaderMap, Message, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+
+use super::api::{self, ApiError, Stored};
+use super::link::{Link, MISSES, Refusals, SETTLE};
+use super::search::search;
+use super::{Shared, Stream};
+use crate::error::{Error, Kind, Result};
+use crate::message::{Batch, Position, PushId};
+use crate::name::PipeName;
+
+/// The most messages that servers take as an atomic batch.
+const WHOLE: usize = 1000;
+
+/// The most messages under way without an acknowledgement, where they do not go as atomic batches.
+const WINDOW: usize = 4096;
+
+/// A push under way.
+pub(super) struct Push {
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    pipe: PipeName,
+    id: PushId,
+    /// What its messages' identities start with.
+    name: String,
+    batch: Batch,
+}
+
+/// What became of messages.
+enum Outcome {
+    /// They are stored, the last one as this number.
+    Stored(u64),
+    /// They were stored before; the server does not say where.
+    Before,
+    /// There is no such stream, or it has other subjects: nothing is stored.
+    Elsewhere,
+}
+
+impl Push {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        link: Arc<Link>,
+        pipe: PipeName,
+        id: PushId,
+        batch: Batch,
+    ) -> Self {
+        let mut name = String::with_capacity(48);
+        for byte in id.producer.as_bytes() {
+            // Writing into a string does not fail.
+            let _ = write!(name, "{byte:02x}");
+        }
+        let _ = write!(name, "-{}-", id.seq);
+        Push {
+            shared,
+            link,
+            pipe,
+            id,
+            name,
+            batch,
+        }
+    }
+
+    /// Stores what is not stored yet, and returns the position of the last message.
+    pub(super) async fn run(self) -> Result<Position> {
+        let mut stream = self.shared.stream(&self.link, &self.pipe).await?;
+        let mut next = 0;
+        if self.id.repeated && !self.shared.remembers(self.id, &stream) {
+            let (known, found) = self.search().await?;
+            if found.is_some_and(|found| found.index + 1 == self.batch.messages().len()) {
+                return Ok(known.position(found.map_or(0, |found| found.seq)));
+            }
+            next = found.map_or(0, |found| found.index + 1);
+            stream = known;
+        }
+        let mut last = None;
+        let mut misses = 0;
+        while next < self.batch.messages().len() {
+            let count = self.next_count(&stream, next);
+            let stored = self.store(&stream, next, count).await;
+            let outcome = stored.map_err(|error| match next {
+                0 => error,
+                // The messages before are stored: only the same push may follow.
+                _ => error.maybe_applied(),
+            })?;
+            match outcome {
+                Outcome::Stored(seq) => last = Some(seq),
+                Outcome::Before => last = None,
+                Outcome::Elsewhere if misses < MISSES => {
+                    // At once where the stream was removed; else the news of it is on its way.
+                    if misses > 0 {
+                        tokio::time::sleep(SETTLE * (1 << misses)).await;
+                    }
+                    misses += 1;
+                    self.shared.forget(&self.pipe);
+                    stream = self.shared.stream(&self.link, &self.pipe).await?;
+                    continue;
+                }
+                Outcome::Elsewhere => {
+                    let why = format!("stream {} has no leader now", stream.name);
+                    return Err(Error::new(Kind::Unreachable, why));
+                }
+            }
+            next += count;
+        }
+        match last {
+            Some(seq) => Ok(stream.position(seq)),
+            None => {
+                let (stream, found) = self.search().await?;
+                // A reset may have dropped them since.
+                Ok(stream.position(found.map_or(stream.last, |found| found.seq)))
+            }
+        }
+    }
+
+    /// Looks for this push's last message that is stored.
+    async fn search(&self) -> Result<(Arc<Stream>, Option<super::search::Found>)> {
+        self.shared.forget(&self.pipe);
+        let stream = self.shared.stream(&self.link, &self.pipe).await?;
+        let Some(info) = self.link.info(&stream.name).await? else {
+            return Ok((stream, None));
+        };
+        let found = search(&self.link, &info, &self.name).await?;
+        Ok((stream, found))
+    }
+
+    /// How many of the messages from `next` on go together.
+    fn next_count(&self, stream: &Stream, next: usize) -> usize {
+        let left = self.batch.messages().len() - next;
+        match stream.atomic {
+            true => left.min(WHOLE),
+            false => left,
+        }
+    }
+
+    async fn store(&self, stream: &Stream, next: usize, count: usize) -> Result<Outcome> {
+        if count == 1 {
+            return self.store_one(stream, next).await;
+        }
+        if !stream.atomic {
+            self.shared.warn_of_mixing(stream, &self.link);
+            return self.store_each(stream, next, count).await;
+        }
+        let link = &self.link;
+        let (head, last) = (next..next + count - 1, next + count - 1);
+        let batch = self.shared.batch_id();
+        for index in head {
+            let headers = batch_headers(&batch, index - next + 1);
+            let data = self.data(index);
+            link.send(&stream.subject, None, Some(headers), data)
+                .await?;
+        }
+        let mut headers = batch_headers(&batch, count);
+        headers.insert(NATS_BATCH_COMMIT, "1");
+        self.identify(&mut headers, stream, last);
+        let answer = link.ask(&stream.subject, Some(headers), self.data(last));
+        match understood(answer.await?)? {
+            Err(error) if error.is(api::INCOMPLETE) => {
+                // A message before was refused, without an answer as nobody had asked for one.
+                self.store_asking(stream, next, count).await
+            }
+            answer => outcome(answer),
+        }
+    }
+
+    async fn store_one(&self, stream: &Stream, index: usize) -> Result<Outcome> {
+        let mut headers = HeaderMap::new();
+        self.identify(&mut headers, stream, index);
+        let answer = self
+            .link
+            .ask(&stream.subject, Some(headers), self.data(index));
+        outcome(understood(answer.await?)?)
+    }
+
+    /// Stores an atomic batch and asks for an answer to each message: the first refusal is the reason.
+    async fn store_asking(&self, stream: &Stream, next: usize, count: usize) -> Result<Outcome> {
+        let batch = self.shared.batch_id();
+        let mut acks = Acks::listen(&self.link).await?;
+        for index in next..next + count {
+            let mut headers = batch_headers(&batch, index - next + 1);
+            if index + 1 == next + count {
+                headers.insert(NATS_BATCH_COMMIT, "1");
+                self.identify(&mut headers, stream, index);
+            }
+            let reply = acks.reply();
+            self.link
+                .send(
+                    &stream.subject,
+                    Some(reply),
+                    Some(headers),
+                    self.data(index),
+                )
+                .await?;
+            if index + 1 < next + count {
+                let answer = acks.next(&self.link, &stream.subject).await?;
+                // An empty answer says that the message waits for the rest.
+                if answer.status.is_some() || !answer.payload.is_empty() {
+                    return outcome(understood(taken(answer))?);
+                }
+            }
+        }
+        let answer = acks.next(&self.link, &stream.subject).await?;
+        outcome(understood(taken(answer))?)
+    }
+
+    /// Stores messages one after the other, with many under way at a time.
+    async fn store_each(&self, stream: &Stream, next: usize, count: usize) -> Result<Outcome> {
+        let mut acks = Acks::listen(&self.link).await?;
+        let mut sent = 0;
+        let mut last = Outcome::Before;
+        for acknowledged in 0..count {
+            while sent < count && sent - acknowledged < WINDOW {
+                let mut headers = HeaderMap::new();
+                self.identify(&mut headers, stream, next + sent);
+                let reply = acks.reply();
+                let data = self.data(next + sent);
+                self.link
+                    .send(&stream.subject, Some(reply), Some(headers), data)
+                    .await
+                    .map_err(Error::maybe_applied)?;
+                sent += 1;
+            }
+            let answer = acks.next(&self.link, &stream.subject).await;
+            let answer = answer.map_err(Error::maybe_applied)?;
+            let stored = outcome(understood(taken(answer))?);
+            last = stored.map_err(Error::maybe_applied)?;
+            if let Outcome::Elsewhere = last {
+                // Those that were sent already may have come to a stream that was made meanwhile.
+                return match acknowledged {
+                    0 => Ok(last),
+                    _ => Err(Error::new(
+                        Kind::Unreachable,
+                        format!("stream {} went away", stream.name),
+                    )
+                    .maybe_applied()),
+                };
+            }
+        }
+        Ok(last)
+    }
+
+    fn data(&self, index: usize) -> Bytes {
+        self.batch.messages()[index].clone()
+    }
+
+    /// Says which message it is, and that it is for no other stream.
+    fn identify(&self, headers: &mut HeaderMap, stream: &Stream, index: usize) {
+        headers.insert(NATS_MESSAGE_ID, format!("{}{index}", self.name));
+        headers.insert(NATS_EXPECTED_STREAM, stream.name.as_str());
+    }
+}
+
+fn batch_headers(batch: &str, place: usize) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(NATS_BATCH_ID, batch);
+    headers.insert(NATS_BATCH_SEQUENCE, place.to_string());
+    headers
+}
+
+/// An answer, or none where nobody listens.
+fn taken(answer: Message) -> Option<Message> {
+    (answer.status != Some(async_nats::StatusCode::NO_RESPONDERS)).then_some(answer)
+}
+
+/// What the answer to a message says; an empty one stands for no stream.
+fn understood(answer: Option<Message>) -> Result<Result<Option<Stored>, ApiError>> {
+    match answer {
+        None => Ok(Ok(None)),
+        Some(answer) => {
+            let stored = api::parse::<Stored>(&answer.payload);
+            Ok(stored.map_err(Error::maybe_applied)?.map(Some))
+        }
+    }
+}
+
+fn outcome(answer: Result<Option<Stored>, ApiError>) -> Result<Outcome> {
+    match answer {
+        Ok(Some(stored)) => Ok(Outcome::Stored(stored.seq)),
+        Ok(None) => Ok(Outcome::Elsewhere),
+        Err(error) if error.is(api::STORED_BEFORE) => Ok(Outcome::Before),
+        Err(error) if error.is(api::OTHER_STREAM) => Ok(Outcome::Elsewhere),
+        Err(error) => Err(error.typed()),
+    }
+}
+
+/// Answers to many messages, in their order.
+struct Acks {
+    inbox: String,
+    asked: u64,
+    subscriber: Subscriber,
+    refusals: Refusals,
+}
+
+impl Acks {
+    async fn listen(link: &Link) -> Result<Self> {
+        let inbox = link.inbox();
+        let subscriber = link.listen(format!("{inbox}.*")).await?;
+        Ok(Acks {
+            inbox,
+            asked: 0,
+            subscriber,
+            refusals: link.refusals(),
+        })
+    }
+
+    /// Where the next message is to be answered.
+    fn reply(&mut self) -> String {
+        self.asked += 1;
+        format!("{}.{}", self.inbox, self.asked)
+    }
+
+    async fn next(&mut self, link: &Link, subject: &str) -> Result<Message> {
+        tokio::select! {
+            biased;
+            answer = tokio::time::timeout(super::link::ANSWER, self.subscriber.next()) => match answer {
+                Ok(Some(answer)) => Ok(answer),
+                Ok(None) => Err(Error::new(Kind::Unreachable, "the connection broke")),
+                Err(_) => Err(link.silence()),
+            },
+            refused = self.refusals.of(subject) => Err(refused),
+        }
+    }
+}
+
+/// Numbers atomic batches: a try that was given up must not mix with the next one.
+pub(super) struct BatchIds {
+    process: u64,
+    next: AtomicU64,
+}
+
+impl BatchIds {
+    /// Unlike any other process's.
+    ///
+    /// # Errors
+    /// `Io` if the system has no randomness to give.
+    pub(super) fn random() -> Result<Self> {
+        let process = getrandom::u64().map_err(|error| {
+            Error::new(Kind::Io, "drawing a random number").caused_by(error.to_string())
+        })?;
+        Ok(BatchIds {
+            process,
+            next: AtomicU64::new(1),
+        })
+    }
+
+    pub(super) fn next(&self) -> String {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        format!("{:016x}{number:x}", self.process)
+    }
+}

@@ -1,0 +1,248 @@
+//! Streams that other programs made, and what they do to those that were made here.
+
+use dnpipes::backend::Backend;
+use dnpipes::error::Kind;
+use serde_json::{Value, json};
+
+use crate::services::Services;
+use crate::{LOG, Other, client, keep_log, name, pull, push, refused};
+
+#[tokio::test]
+async fn a_stream_of_another_program_is_a_pipe_under_its_prefix() {
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind]);
+        let other = Other::new(&services).await;
+        other
+            .stream("ORDERS", json!({ "subjects": ["orders.new"] }))
+            .await;
+        other.publish("orders.new", "one").await;
+        for prefix in ["", "ORD"] {
+            let client = client(&format!("{}/?prefix={prefix}", services.url()));
+            let pipe = &"ORDERS"[prefix.len()..];
+            let listed = client.list().await.expect("a list");
+            assert_eq!(listed[0].0, name(pipe));
+            assert_eq!(listed[0].1.count, 1);
+            assert_eq!(pull(&client, pipe).await.expect("messages"), ["one"]);
+        }
+        let client = client(&format!("{}/?prefix=", services.url()));
+        push(&client, "ORDERS", &["two", "three"])
+            .await
+            .expect("stored");
+        let all = pull(&client, "ORDERS").await.expect("messages");
+        assert_eq!(all, ["one", "two", "three"]);
+    }
+}
+
+#[tokio::test]
+async fn what_others_publish_to_a_pipe_is_read_and_the_other_way_round() {
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind]);
+        let (client, other) = (client(&services.url()), Other::new(&services).await);
+        push(&client, "a b", &["ours"]).await.expect("stored");
+        other.publish("dnpipes-a=20b", "theirs").await;
+        assert_eq!(
+            pull(&client, "a b").await.expect("messages"),
+            ["ours", "theirs"]
+        );
+        let got = json!({ "seq": 1 });
+        let got = other.api("STREAM.MSG.GET.dnpipes-a=20b", got).await;
+        assert_eq!(got["message"]["data"], "b3Vycw==");
+    }
+}
+
+#[tokio::test]
+async fn a_push_to_a_stream_whose_subject_is_not_clear_is_refused() {
+    let services = Services::start(&["nats-new"]);
+    let other = Other::new(&services).await;
+    let client = client(&format!("{}/?prefix=", services.url()));
+    other
+        .stream("WILD", json!({ "subjects": ["wild.>"] }))
+        .await;
+    other
+        .stream("MANY", json!({ "subjects": ["many.a", "many.b"] }))
+        .await;
+    other
+        .stream(
+            "COPY",
+            json!({ "subjects": [], "mirror": { "name": "WILD" } }),
+        )
+        .await;
+    other.publish("wild.x", "read all the same").await;
+    for (pipe, why) in [
+        ("WILD", "wild.>"),
+        ("MANY", "many.a many.b"),
+        ("COPY", "mirror"),
+    ] {
+        let error = refused(push(&client, pipe, &["x"])).await;
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    let read = pull(&client, "WILD").await.expect("messages");
+    assert_eq!(read, ["read all the same"]);
+    // Nor is a pipe made where another stream would take what is pushed to it.
+    other
+        .stream("TAKER", json!({ "subjects": ["taken"] }))
+        .await;
+    let error = refused(push(&client, "taken", &["x"])).await;
+    assert!(error.to_string().contains("overlap"), "{error}");
+}
+
+#[tokio::test]
+async fn limits_of_a_stream_are_warned_of_once() {
+    keep_log();
+    let services = Services::start(&["nats-new"]);
+    let other = Other::new(&services).await;
+    let client = client(&format!("{}/?prefix=", services.url()));
+    other
+        .stream(
+            "OLD",
+            json!({ "max_msgs": 2, "discard": "old", "max_age": 3_600_000_000_000_u64 }),
+        )
+        .await;
+    other.stream("RAM", json!({ "storage": "memory" })).await;
+    for text in ["a", "b", "c"] {
+        push(&client, "OLD", &[text]).await.expect("stored");
+        push(&client, "RAM", &[text]).await.expect("stored");
+    }
+    assert_eq!(pull(&client, "OLD").await.expect("messages"), ["b", "c"]);
+    let warnings = LOG.warnings("OLD");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].contains("over max_msgs 2; they are dropped after 3600s"),
+        "{warnings:?}"
+    );
+    assert_eq!(LOG.warnings("RAM").len(), 1);
+    push(&client, "own", &["x"]).await.expect("stored");
+    assert!(LOG.warnings("own").is_empty());
+}
+
+#[tokio::test]
+async fn a_full_stream_refuses_and_stores_nothing_of_the_push() {
+    let services = Services::start(&["nats-new"]);
+    let other = Other::new(&services).await;
+    let client = client(&format!("{}/?prefix=", services.url()));
+    let settings = json!({ "max_msgs": 3, "discard": "new", "allow_atomic": true });
+    other.stream("FULL", settings).await;
+    push(&client, "FULL", &["a", "b"]).await.expect("stored");
+    let error = refused(push(&client, "FULL", &["c", "d"])).await;
+    assert_eq!(error.kind(), Kind::Full, "{error}");
+    push(&client, "FULL", &["e"]).await.expect("stored");
+    assert_eq!(
+        refused(push(&client, "FULL", &["f"])).await.kind(),
+        Kind::Full
+    );
+    assert_eq!(
+        pull(&client, "FULL").await.expect("messages"),
+        ["a", "b", "e"]
+    );
+}
+
+#[tokio::test]
+async fn a_server_without_room_says_so() {
+    for kind in ["nats", "nats-new"] {
+        let room = "accounts { small { jetstream { max_file: 300KB }, users: [ { user: me, password: s3cret } ] } }";
+        let services = Services::start(&[kind, "--set", room]);
+        let port = services.server().port;
+        let client = client(&format!("nats://me:s3cret@127.0.0.1:{port}"));
+        let long = "x".repeat(100_000);
+        let mut stored = 0;
+        let error = loop {
+            match push(&client, "topic", &[&long]).await {
+                Ok(_) => stored += 1,
+                Err(error) => break error,
+            }
+            assert!(stored < 10);
+        };
+        assert_eq!(error.kind(), Kind::Full, "{kind}: {error}");
+        let error = refused(push(&client, "topic", &[&long, &long, &long])).await;
+        assert_eq!(error.kind(), Kind::Full, "{kind}: {error}");
+        assert_eq!(
+            client.stat(&name("topic")).await.expect("stat").count,
+            stored
+        );
+    }
+}
+
+#[tokio::test]
+async fn streams_whose_readers_remove_messages_are_not_read() {
+    let services = Services::start(&["nats-new"]);
+    let other = Other::new(&services).await;
+    let client = client(&format!("{}/?prefix=", services.url()));
+    for retention in ["workqueue", "interest"] {
+        other
+            .stream(retention, json!({ "retention": retention }))
+            .await;
+        let durable = json!({
+            "stream_name": retention,
+            "config": { "durable_name": "w", "ack_policy": "explicit" },
+        });
+        other
+            .api(&format!("CONSUMER.DURABLE.CREATE.{retention}.w"), durable)
+            .await;
+        push(&client, retention, &["a job"]).await.expect("stored");
+        let error = refused(pull(&client, retention)).await;
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(error.to_string().contains(retention), "{error}");
+        assert_eq!(client.stat(&name(retention)).await.expect("stat").count, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_reset_leaves_nothing_pending_with_another_programs_consumer() {
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind]);
+        let (client, other) = (client(&services.url()), Other::new(&services).await);
+        push(&client, "topic", &["a", "b", "c", "d"])
+            .await
+            .expect("stored");
+        let durable = json!({
+            "stream_name": "dnpipes-topic",
+            "config": { "durable_name": "w", "ack_policy": "explicit", "ack_wait": 300_000_000 },
+        });
+        other
+            .api("CONSUMER.DURABLE.CREATE.dnpipes-topic.w", durable)
+            .await;
+        let next = "$JS.API.CONSUMER.MSG.NEXT.dnpipes-topic.w";
+        for _ in 0..2 {
+            let message = other.next(next).await;
+            assert!(message.status.is_none());
+        }
+        client.reset(&name("topic")).await.expect("reset");
+        let info = other
+            .api("CONSUMER.INFO.dnpipes-topic.w", Value::Null)
+            .await;
+        assert_eq!(
+            (
+                &info["num_ack_pending"],
+                &info["num_pending"],
+                &info["num_redelivered"]
+            ),
+            (&json!(0), &json!(0), &json!(0)),
+            "{kind}: {info}"
+        );
+        push(&client, "topic", &["e"]).await.expect("stored");
+        let message = other.next(next).await;
+        assert_eq!(message.payload, "e", "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn messages_that_were_deleted_one_by_one_are_passed_over() {
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind]);
+        let (client, other) = (client(&services.url()), Other::new(&services).await);
+        push(&client, "topic", &["a", "b", "c", "d"])
+            .await
+            .expect("stored");
+        for seq in [2, 4] {
+            let deleted = json!({ "seq": seq });
+            other.api("STREAM.MSG.DELETE.dnpipes-topic", deleted).await;
+        }
+        assert_eq!(pull(&client, "topic").await.expect("messages"), ["a", "c"]);
+        for seq in [1, 3] {
+            let deleted = json!({ "seq": seq });
+            other.api("STREAM.MSG.DELETE.dnpipes-topic", deleted).await;
+        }
+        assert!(pull(&client, "topic").await.expect("nothing").is_empty());
+    }
+}
