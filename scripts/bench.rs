@@ -90,7 +90,7 @@ fn run(args: &Args) -> Result<()> {
         "databases on {filesystem}, Linux {kernel}, {cpus} CPUs; M/s: million messages a second\n{HEADER}"
     );
     let (mut rows, mut failed) = (Vec::new(), 0);
-    let all = || ROWS.iter().chain(&brokers::ROWS);
+    let all = || ROWS.iter().chain(brokers::rows());
     for (id, measure) in all().filter(|row| row.0.contains(&args.only)) {
         let row = measure(&bench);
         refuse_if_stopped()?;

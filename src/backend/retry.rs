@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -188,8 +189,23 @@ impl Backend for Retry {
 
     fn remove<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
         Box::pin(async move {
-            self.run("removing", Some(pipe), || self.inner.remove(pipe))
-                .await
+            let doubtful = AtomicBool::new(false);
+            self.run("removing", Some(pipe), async || {
+                match self.inner.remove(pipe).await {
+                    // An earlier try may have done it.
+                    Err(error)
+                        if error.kind() == Kind::NotFound && doubtful.load(Ordering::Relaxed) =>
+                    {
+                        Ok(())
+                    }
+                    Err(error) => {
+                        doubtful.fetch_or(error.applied() == Applied::Unknown, Ordering::Relaxed);
+                        Err(error)
+                    }
+                    Ok(()) => Ok(()),
+                }
+            })
+            .await
         })
     }
 

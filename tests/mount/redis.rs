@@ -399,3 +399,34 @@ fn many_large_entries_are_read_in_little_memory() {
         .expect("a number");
     assert!(peak < 128 << 10, "{peak} KiB");
 }
+
+#[test]
+fn a_user_needs_no_more_rights_than_the_readme_says() {
+    let readme = include_str!("../../README.md");
+    let rights: Vec<&str> = readme
+        .lines()
+        .map(str::trim)
+        .filter_map(|line| line.strip_prefix('`')?.strip_suffix('`'))
+        .filter(|line| line.starts_with("~dnpipes:") || line.starts_with("+exists"))
+        .collect();
+    assert_eq!(rights.len(), 2, "{rights:?}");
+    let user = format!("user pipes on >s3cret {}", rights.join(" "));
+    let (_services, server) = start(&[&user]);
+    let source = server.url.replace("//", "//pipes:s3cret@");
+    let mount = Mount::new(&source, &["--allow-delete"]);
+    let other = Mount::new(&source, &[]);
+    let mut reader = other.spawn("exec cat topic@follow");
+    mount.out(
+        "touch topic; seq 100 > topic; sync topic; cat topic > /dev/null; truncate -s 0 topic",
+    );
+    mount.out("echo after > topic");
+    while reader.line() != "after" {}
+    mount.out("ls -l > /dev/null; rm topic; echo again > topic");
+    assert_eq!(mount.out("cat topic"), "again\n");
+    for log in [mount.log(), other.log()] {
+        assert!(
+            !log.contains("ERROR") && !log.contains("WARN") && !log.contains("no word"),
+            "{log}"
+        );
+    }
+}
