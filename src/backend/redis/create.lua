@@ -5,5 +5,6 @@ redis.call('XLEN', KEYS[1])
 if redis.call('EXISTS', KEYS[1]) == 1 then
     return 0
 end
-make(KEYS[1], KEYS[2], redis.call('HGET', KEYS[2], '.last'))
+local _, _, _, _, producers, last = counted(redis.call('HGET', KEYS[2], '.count'))
+make(KEYS[1], KEYS[2], producers, last)
 return 1

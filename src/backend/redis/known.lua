@@ -1,12 +1,14 @@
 -- What is known of a stream without reading it stands in a hash beside it:
 --
---   .added .length   how many messages this program has counted since the stream was made, and how many of them
---                    are there; others write to the stream too, and then it has other numbers
---   .bytes .largest  the bytes of all messages, and of the longest one, while those numbers agree
---   .last .floor     the newest id, and where the pipe starts since the last reset
---   .made .changed   when it was made, and made or reset, in microseconds
---   .producers       how many producers are there, .earlier whether there are others
---   PRODUCER         the number of its last push, in 20 digits, and its last id
+--   .count      six words: how many messages this program has counted since the stream was made, how many of them
+--               are there (others write to the stream too, and then it has other numbers), their bytes and the longest
+--               one's (while those numbers agree), how many producers are there, and the newest id; one field,
+--               as each costs a push some time
+--   .floor      where the pipe starts since the last reset
+--   .made       when it was made, and
+--   .changed    made or reset, in microseconds
+--   .earlier    whether there are earlier producers
+--   PRODUCER    the number of its last push, in 20 digits, and its last id
 --
 -- Producers are 16 bytes, and so are never mistaken for the rest.
 
@@ -48,17 +50,26 @@ local function count(stream, length)
     return bytes, largest
 end
 
+-- The words of `.count`.
+local function counted(text)
+    return (text or '0 0 0 0 0 '):match('^(%S+) (%S+) (%S+) (%S+) (%S+) (%S*)$')
+end
+
+local function packed(added, length, bytes, largest, producers, last)
+    return string.format('%.0f %.0f %.0f %.0f %.0f %s', added, length, bytes, largest, producers, last)
+end
+
 -- Makes the stream, which does not exist, empty; its numbers go on behind `last`.
-local function make(stream, known, last)
+local function make(stream, known, producers, last)
     redis.call('XGROUP', 'CREATE', stream, 'dnpipes', '$', 'MKSTREAM')
     redis.call('XGROUP', 'DESTROY', stream, 'dnpipes')
-    if last then
+    if last ~= '' then
         redis.call('XSETID', stream, last)
     end
     local time = now()
     redis.call('PERSIST', known)
     redis.call('HSET', known, '.made', time, '.changed', time,
-        '.added', 0, '.length', 0, '.bytes', 0, '.largest', 0)
+        '.count', packed(0, 0, 0, 0, producers, last))
 end
 
 -- The position behind `id`.

@@ -8,41 +8,36 @@
 local PRODUCERS = 65536
 
 local stream, known, earlier, producer = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
-local before = redis.call('HMGET', known, producer,
-    '.added', '.length', '.bytes', '.largest', '.last', '.producers', '.earlier')
-local stored = before[1] or before[8] and redis.call('HGET', earlier, producer)
+local before = redis.call('HMGET', known, producer, '.count', '.earlier')
+local stored = before[1] or before[3] and redis.call('HGET', earlier, producer)
 if stored and stored:sub(1, 20) >= ARGV[2] then
     return stored:sub(21)
 end
 
+local added, length, bytes, largest, producers, last = counted(before[2])
 local call, count = redis.call, #ARGV - 4
-local last = call('XADD', stream, 'NOMKSTREAM', '*', 'data', ARGV[5])
-if not last then
-    make(stream, known, before[6])
-    before[2], before[3], before[4], before[5] = 0, 0, 0, 0
-    last = call('XADD', stream, '*', 'data', ARGV[5])
+local id = call('XADD', stream, 'NOMKSTREAM', '*', 'data', ARGV[5])
+if not id then
+    make(stream, known, producers, last)
+    added, length, bytes, largest = 0, 0, 0, 0
+    id = call('XADD', stream, '*', 'data', ARGV[5])
 end
 for at = 6, #ARGV do
-    last = call('XADD', stream, '*', 'data', ARGV[at])
+    id = call('XADD', stream, '*', 'data', ARGV[at])
 end
 
-local producers = tonumber(before[7] or 0)
 if not before[1] then
     producers = producers + 1
     if producers > PRODUCERS then
         -- What is known goes along, and comes back.
-        local kept = {}
-        for at, field in ipairs(redis.call('HMGET', known, '.floor', '.made', '.changed')) do
-            kept[at] = field
-        end
-        redis.call('UNLINK', earlier)
-        redis.call('RENAME', known, earlier)
-        redis.call('HSET', known, '.floor', kept[1] or '', '.made', kept[2] or '',
+        local kept = call('HMGET', known, '.floor', '.made', '.changed')
+        call('UNLINK', earlier)
+        call('RENAME', known, earlier)
+        call('HSET', known, '.floor', kept[1] or '', '.made', kept[2] or '',
             '.changed', kept[3] or '', '.earlier', 1)
         producers = 1
     end
 end
-call('HSET', known, producer, ARGV[2] .. last, '.last', last, '.producers', producers,
-    '.added', (before[2] or 0) + count, '.length', (before[3] or 0) + count,
-    '.bytes', (before[4] or 0) + ARGV[3], '.largest', math.max(before[5] or 0, ARGV[4]))
-return last
+call('HSET', known, producer, ARGV[2] .. id, '.count', packed(
+    added + count, length + count, bytes + ARGV[3], math.max(largest, ARGV[4]), producers, id))
+return id

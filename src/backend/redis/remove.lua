@@ -15,7 +15,8 @@ end
 local last = info(stream)['last-generated-id']
 local floor = behind(last)
 redis.call('UNLINK', stream)
-redis.call('HSET', known, '.last', last, '.floor', floor)
+local _, _, _, _, producers = counted(redis.call('HGET', known, '.count'))
+redis.call('HSET', known, '.floor', floor, '.count', packed(0, 0, 0, 0, producers, last))
 redis.call('EXPIRE', known, REMEMBERED)
 redis.call('EXPIRE', earlier, REMEMBERED)
 redis.pcall('PUBLISH', ARGV[2], floor .. ' ' .. stream)

@@ -1,6 +1,6 @@
 -- Drops what was there when the caller looked: a reset that comes late, or twice, drops nothing else. KEYS: the
--- stream, what is known of it. ARGV: the last id there was, the channel that tells of it. Returns where the pipe starts now, or
--- nothing where there is no stream.
+-- stream, what is known of it. ARGV: the last id there was, the channel that tells of it. Returns where the pipe
+-- starts now, or nothing where there is no stream.
 
 local PENDING = 1000
 
@@ -34,9 +34,10 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
 end
 local length, found = redis.call('XLEN', stream), info(stream)
 local bytes, largest = count(stream, length)
-redis.call('HSET', known, '.last', found['last-generated-id'], '.floor', floor, '.changed', now(),
-    -- A length that it does not have says that nothing is counted.
-    '.added', found['entries-added'], '.length', bytes < 0 and -1 or length,
-    '.bytes', bytes, '.largest', largest)
+local _, _, _, _, producers = counted(redis.call('HGET', known, '.count'))
+-- A length that it does not have says that nothing is counted.
+local there = bytes < 0 and -1 or length
+redis.call('HSET', known, '.floor', floor, '.changed', now(), '.count', packed(
+    found['entries-added'], there, bytes, largest, producers, found['last-generated-id']))
 redis.pcall('PUBLISH', ARGV[2], floor .. ' ' .. stream)
 return floor

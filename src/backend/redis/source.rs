@@ -27,8 +27,8 @@ const WAIT: Duration = Duration::from_secs(5);
 /// looks at their sizes.
 const FEW: usize = 64;
 
-/// A request that waits, and the connection that it keeps to itself.
-type Waiting = Pin<Box<dyn Future<Output = (Link, Result<Vec<Message>>)> + Send>>;
+/// A request that waits, on a connection that it keeps to itself.
+type Waiting = Pin<Box<dyn Future<Output = Result<(Link, Vec<Message>)>> + Send>>;
 
 /// A subscriber's place.
 pub(super) struct Subscriber {
@@ -136,19 +136,14 @@ impl Subscriber {
 
     /// Waits for the next message, or for some seconds.
     async fn wait(&mut self) -> Result<Vec<Message>> {
-        if self.waiting.is_none() {
-            let link = match self.link.take() {
-                Some(link) => link,
-                None => self.client.own_link().await?,
-            };
-            self.waiting = Some(Box::pin(wait(link, self.keys.stream.clone(), self.after)));
-        }
-        let Some(waiting) = &mut self.waiting else {
-            return Ok(Vec::new());
-        };
-        let (link, found) = waiting.await;
+        let waiting = self.waiting.get_or_insert_with(|| {
+            // Also the connection is made in it, which may take longer than a caller waits.
+            let (client, link) = (Arc::clone(&self.client), self.link.take());
+            Box::pin(wait(client, link, self.keys.stream.clone(), self.after))
+        });
+        let waited = waiting.await;
         self.waiting = None;
-        let mut messages = found?;
+        let (link, mut messages) = waited?;
         self.link = Some(link);
         // Some may have been fetched since it was asked, or dropped.
         let floor = self.floor.position();
@@ -158,7 +153,16 @@ impl Subscriber {
 }
 
 /// Asks for the next entry, one as it could be large; those behind it are fetched.
-async fn wait(mut link: Link, stream: String, after: Position) -> (Link, Result<Vec<Message>>) {
+async fn wait(
+    client: Arc<Client>,
+    link: Option<Link>,
+    stream: String,
+    after: Position,
+) -> Result<(Link, Vec<Message>)> {
+    let mut link = match link {
+        Some(link) => link,
+        None => client.own_link().await?,
+    };
     let mut read = redis::cmd("XREAD");
     read.arg("COUNT")
         .arg(1)
@@ -167,12 +171,11 @@ async fn wait(mut link: Link, stream: String, after: Position) -> (Link, Result<
     read.arg("STREAMS").arg(&stream).arg(after.to_string());
     let what = || format!("waiting for {stream}");
     let answer = tokio::time::timeout(WAIT + ANSWER, read.query_async::<Value>(&mut link)).await;
-    let found = match answer {
-        Ok(Ok(value)) => entry::read(value),
+    match answer {
+        Ok(Ok(value)) => Ok((link, entry::read(value)?)),
         Ok(Err(error)) => Err(translated(what(), error)),
         Err(_) => Err(client::no_answer(what())),
-    };
-    (link, found)
+    }
 }
 
 impl Source for Subscriber {

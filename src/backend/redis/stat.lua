@@ -6,15 +6,14 @@
 local stream, known = KEYS[1], KEYS[2]
 -- Fails for a key of another type.
 local length = redis.call('XLEN', stream)
-local kept = redis.call('HMGET', known,
-    '.changed', '.floor', '.made', '.added', '.length', '.bytes', '.largest')
+local kept = redis.call('HMGET', known, '.changed', '.floor', '.made', '.count')
 if length == 0 and redis.call('EXISTS', stream) == 0 then
     return { -1, '', '', '', -1, -1, '', kept[2] or '', '' }
 end
 local found = info(stream)
-local bytes, largest
-if tonumber(kept[4]) == found['entries-added'] and tonumber(kept[5]) == length then
-    bytes, largest = tonumber(kept[6]), tonumber(kept[7])
+local added, there, bytes, largest = counted(kept[4])
+if tonumber(added) == found['entries-added'] and tonumber(there) == length then
+    bytes, largest = tonumber(bytes), tonumber(largest)
 else
     bytes, largest = count(stream, length)
 end
