@@ -1,6 +1,10 @@
 //! Pushes whose first request arrives behind the repeated one, as over a network that was cut and is whole
 //! again.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+
 use crate::curl::get;
 use crate::gateway::Gateway;
 use crate::raw::Raw;
@@ -101,4 +105,48 @@ fn the_same_key_at_the_same_time_is_stored_once() {
             assert_eq!(get(&messages, &[]).lines().count(), seq as usize);
         }
     }
+}
+
+/// Passes requests on to the gateway, and swallows the first answer to one that begins with `method`.
+fn swallow_one_answer(gateway: &Gateway, method: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let behind = gateway.port();
+    std::thread::spawn(move || {
+        let mut swallowed = false;
+        for client in listener.incoming() {
+            let (mut client, mut bytes) = (client.expect("a connection"), [0; 65536]);
+            let mut gateway = TcpStream::connect(("127.0.0.1", behind)).expect("the gateway");
+            // One request and its answer at a time, each in one piece, as they are small.
+            while let Ok(count @ 1..) = client.read(&mut bytes) {
+                gateway.write_all(&bytes[..count]).expect("passed on");
+                let last = !swallowed && bytes.starts_with(method.as_bytes());
+                let count = gateway.read(&mut bytes).expect("an answer");
+                if last {
+                    swallowed = true;
+                    break;
+                }
+                client.write_all(&bytes[..count]).expect("passed back");
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn a_removal_whose_answer_was_lost_is_no_error_when_it_is_repeated() {
+    let gateway = Gateway::start("memory:", &[]);
+    let port = swallow_one_answer(&gateway, "DELETE");
+    let dnpipes = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dnpipes"));
+        command
+            .args(args)
+            .env("DNPIPES_SOURCE", format!("http://127.0.0.1:{port}/"));
+        command.output().expect("it runs")
+    };
+    assert!(dnpipes(&["push", "topic", "x"]).status.success());
+    let removed = dnpipes(&["rm", "topic"]);
+    assert!(removed.status.success(), "{removed:?}");
+    // One that nobody had removed is an error still.
+    assert_eq!(dnpipes(&["rm", "topic"]).status.code(), Some(1));
 }
