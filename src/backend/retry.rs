@@ -41,15 +41,14 @@ impl Retry {
     where
         F: Future<Output = Result<T>>,
     {
+        let began = Instant::now();
         let mut outage: Option<Outage> = None;
         loop {
             let attempt = call();
             let result = match self.timeout {
                 None => attempt.await,
                 Some(timeout) => {
-                    let left = outage
-                        .as_ref()
-                        .map_or(timeout, |o| timeout.saturating_sub(o.since.elapsed()));
+                    let left = timeout.saturating_sub(began.elapsed());
                     match tokio::time::timeout(left, attempt).await {
                         Ok(result) => result,
                         Err(_) => return Err(Outage::expired(outage, what, pipe, timeout)),
@@ -58,7 +57,7 @@ impl Retry {
             };
             match result {
                 Err(error) if error.kind() == Kind::Unreachable => {
-                    let current = outage.get_or_insert_with(Outage::begin);
+                    let current = outage.get_or_insert_with(|| Outage::since(began));
                     if let Some(timeout) = self.timeout
                         && current.since.elapsed() + current.pause >= timeout
                     {
@@ -94,9 +93,9 @@ struct Outage {
 }
 
 impl Outage {
-    fn begin() -> Self {
+    fn since(since: Instant) -> Self {
         Outage {
-            since: Instant::now(),
+            since,
             pause: SHORTEST,
             cause: None,
         }
@@ -244,14 +243,45 @@ impl Resuming {
         Ok(self.source.insert(source))
     }
 
+    /// Makes `call` of the source. One that has `began` is not for a push to wait for: it has a deadline.
+    async fn tried<T>(
+        &mut self,
+        began: Option<Instant>,
+        outage: &mut Option<Outage>,
+        call: impl for<'a> FnOnce(&'a mut Box<dyn Source>) -> Fut<'a, T>,
+    ) -> Result<T> {
+        let deadline = began.and_then(|began| Some((began, self.retry.timeout?)));
+        let pipe = self.pipe.clone();
+        let tried = async { call(self.source().await?).await };
+        let Some((began, timeout)) = deadline else {
+            return tried.await;
+        };
+        let left = timeout.saturating_sub(began.elapsed());
+        match tokio::time::timeout(left, tried).await {
+            Ok(result) => result,
+            Err(_) => Err(Outage::expired(
+                outage.take(),
+                "reading",
+                Some(&pipe),
+                timeout,
+            )),
+        }
+    }
+
     /// Notes a failed call. The source is dropped if its backend was unreachable; past the deadline, or
     /// for any other failure, the error is the caller's.
-    async fn failed(&mut self, error: Error, outage: &mut Option<Outage>) -> Result<()> {
+    async fn failed(
+        &mut self,
+        error: Error,
+        began: Option<Instant>,
+        outage: &mut Option<Outage>,
+    ) -> Result<()> {
         if error.kind() != Kind::Unreachable {
             return Err(error);
         }
         self.source = None;
-        let current = outage.get_or_insert_with(Outage::begin);
+        let current =
+            outage.get_or_insert_with(|| Outage::since(began.unwrap_or_else(Instant::now)));
         if let Some(timeout) = self.retry.timeout
             && current.since.elapsed() + current.pause >= timeout
         {
@@ -271,16 +301,18 @@ impl Resuming {
 impl Source for Resuming {
     fn next(&mut self, limit: Limit) -> Fut<'_, Vec<Message>> {
         Box::pin(async move {
+            let began = limit.before.map(|_| Instant::now());
             let mut outage = None;
             loop {
-                match self.source().await?.next(limit).await {
+                let tried = self.tried(began, &mut outage, |source| source.next(limit));
+                match tried.await {
                     Ok(messages) => {
                         if let Some(last) = messages.last() {
                             self.start = Start::After(last.position);
                         }
                         return Ok(messages);
                     }
-                    Err(error) => self.failed(error, &mut outage).await?,
+                    Err(error) => self.failed(error, began, &mut outage).await?,
                 }
             }
         })
@@ -292,11 +324,13 @@ impl Source for Resuming {
 
     fn end(&mut self) -> Fut<'_, Position> {
         Box::pin(async move {
+            let began = Some(Instant::now());
             let mut outage = None;
             loop {
-                match self.source().await?.end().await {
+                let tried = self.tried(began, &mut outage, |source| source.end());
+                match tried.await {
                     Ok(end) => return Ok(end),
-                    Err(error) => self.failed(error, &mut outage).await?,
+                    Err(error) => self.failed(error, began, &mut outage).await?,
                 }
             }
         })

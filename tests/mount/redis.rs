@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use dnpipes::backend::Backend;
 use dnpipes::backend::redis::{Redis, RedisUrl};
@@ -427,5 +428,27 @@ fn a_user_needs_no_more_rights_than_the_readme_says() {
             !log.contains("ERROR") && !log.contains("WARN") && !log.contains("no word"),
             "{log}"
         );
+    }
+}
+
+#[test]
+fn readers_that_need_not_wait_for_a_push_keep_to_the_timeout() {
+    let (services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &["--timeout", "2s"]);
+    mount.out("echo hello > topic");
+    services.tell("stop", &server.name);
+    for open in [
+        "'topic@snapshot', os.O_RDONLY",
+        "'topic@follow', os.O_RDONLY | os.O_NONBLOCK",
+    ] {
+        let since = Instant::now();
+        let read = mount.python(&format!(
+            "
+            print(why(lambda: os.read(os.open({open}), 100)))
+            "
+        ));
+        assert_eq!(read, "ETIMEDOUT\n", "{}", mount.log());
+        let waited = since.elapsed();
+        assert!(waited < Duration::from_secs(6), "{open}: {waited:?}");
     }
 }
