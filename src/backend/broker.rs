@@ -71,13 +71,22 @@ impl BrokerUrl {
             Some((who, hosts)) => (who, hosts),
             None => ("", authority),
         };
+        let service = srv.then_some(known.service);
+        let hosts = Hosts::parse(hosts, known.port, service);
+        // A slash in a password cuts it: what follows would be shown as what is wrong with the rest.
+        let mut parts = [path, query.split('=').next().unwrap_or_default()].into_iter();
+        if !authority.contains('@')
+            && (parts.any(|part| part.contains('@')) || hosts.is_err() && query.contains('@'))
+        {
+            return Err("/ ? # @ of a user or password are written %2F %3F %23 %40".to_owned());
+        }
         let (user, password) = who.split_once(':').unwrap_or((who, ""));
         let some = |text: &str, what| {
             decoded(text, what).map(|text| Some(text).filter(|text| !text.is_empty()))
         };
         let mut url = BrokerUrl {
             scheme: scheme.to_owned(),
-            hosts: Hosts::parse(hosts, known.port, srv.then_some(known.service))?,
+            hosts: hosts?,
             user: some(user, "the user")?,
             password: some(password, "the password")?,
             path: decoded(path, "the path")?,

@@ -109,13 +109,13 @@ impl FromStr for BackendUrl {
     }
 }
 
-/// The URL without what stands before the host's name.
+/// The URL without what stands before the host's name. A secret may hold what should have been written
+/// otherwise, as a slash: it ends at the last @.
 fn without_secret(text: &str) -> Cow<'_, str> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return Cow::Borrowed(text);
     };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-    match authority.rfind('@') {
+    match rest.rfind('@') {
         Some(at) => Cow::Owned(format!("{scheme}://…{}", &rest[at..])),
         None => Cow::Borrowed(text),
     }
@@ -164,6 +164,12 @@ mod tests {
             "https://u:s3cret@h/?x=1",
             "ftp://s3cret@h/",
             "http://:s3cret@/",
+            "redis://:s3cret/@h",
+            "redis://u:s3cret/@h",
+            "redis://u:1/s3cret@h",
+            "redis://:a?s3cret@h",
+            "redis://u:a#s3cret@h",
+            "nats://u:s3cret?@h",
         ] {
             let error = text.parse::<BackendUrl>().expect_err(text);
             assert!(!error.to_string().contains("s3cret"), "{error}");
