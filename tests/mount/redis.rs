@@ -1,6 +1,7 @@
 //! What is Redis's own: other programs' streams, its settings, its ways to connect.
 
 use std::fs;
+use std::net::TcpListener;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -451,4 +452,23 @@ fn readers_that_need_not_wait_for_a_push_keep_to_the_timeout() {
         let waited = since.elapsed();
         assert!(waited < Duration::from_secs(6), "{open}: {waited:?}");
     }
+}
+
+/// A port at which connections are taken, and nothing is ever said.
+fn mute() -> (TcpListener, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    (listener, port)
+}
+
+#[test]
+fn a_host_that_says_nothing_keeps_nobody_from_the_next() {
+    let (_services, server) = start(&[]);
+    let (_mute, port) = mute();
+    let source = format!("redis://127.0.0.1:{port},127.0.0.1:{}", server.port);
+    let since = Instant::now();
+    let mount = Mount::new(&source, &["--timeout", "3s"]);
+    mount.out("echo hello > topic");
+    assert_eq!(mount.out("cat topic"), "hello\n");
+    assert!(since.elapsed() < Duration::from_secs(10));
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use redis::aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
@@ -21,6 +23,9 @@ use crate::error::{Error, Kind, Result};
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// How much earlier than the next one a host of several is tried.
+const HEAD_START: Duration = Duration::from_millis(300);
 
 /// How long an answer may take, and how long sent data may stay without an acknowledgement of the other
 /// side's system.
@@ -115,6 +120,10 @@ impl Connector {
     /// `Unreachable`; `Denied` for credentials and certificates; `InvalidInput`.
     pub(super) async fn connect(&self, told: Option<Arc<dyn AsyncPushSender>>) -> Result<Link> {
         let hosts = self.url.broker.hosts.resolve().await?;
+        let patience = match &self.url.topology {
+            Topology::Single => CONNECT + head_start(hosts.len()),
+            Topology::Cluster | Topology::Sentinel(_) => CONNECT,
+        };
         let made = async {
             match &self.url.topology {
                 Topology::Cluster => self.cluster(&hosts, told).await,
@@ -126,7 +135,7 @@ impl Connector {
             }
         };
         let what = || format!("connecting to {}", self.url);
-        match tokio::time::timeout(CONNECT, made).await {
+        match tokio::time::timeout(patience, made).await {
             Ok(made) => made.map_err(|error| translated(what(), error)),
             Err(_) => Err(Error::new(Kind::Unreachable, what()).caused_by("no answer")),
         }
@@ -155,25 +164,41 @@ impl Connector {
         }
     }
 
-    /// The first host that answers and can be written to; if none can, the first that answers.
+    /// The first host that answers and can be written to; if none can, the first that answers. Each is given a
+    /// head start, no more: one that is down without a word must not keep everybody from the others.
     async fn first(
         &self,
         hosts: &[Host],
         told: Option<Arc<dyn AsyncPushSender>>,
     ) -> Result<Link, RedisError> {
+        let tries = hosts.iter().enumerate().map(|(place, host)| {
+            let told = told.clone();
+            let tried = async move {
+                let mut link = single(&self.client(host)?, told).await?;
+                if hosts.len() == 1 {
+                    return Ok((link, true));
+                }
+                match redis::cmd("ROLE").query_async(&mut link).await {
+                    Ok(role) => Ok((link, is_master(&role))),
+                    Err(error) if is_broken(&error) => Err(error),
+                    // Who may not ask has to take what comes.
+                    Err(_) => Ok((link, true)),
+                }
+            };
+            async move {
+                tokio::time::sleep(head_start(place)).await;
+                let tried = tokio::time::timeout(CONNECT, tried).await;
+                tried.unwrap_or_else(|_| Err((ErrorKind::Io, "no answer").into()))
+            }
+        });
+        let mut tries: FuturesUnordered<_> = tries.collect();
         let mut replica = None;
         let mut failed = None;
-        for host in hosts {
-            match single(&self.client(host)?, told.clone()).await {
+        while let Some(tried) = tries.next().await {
+            match tried {
                 Err(error) => failed = failed.or(Some(error)),
-                Ok(link) if hosts.len() == 1 => return Ok(link),
-                Ok(mut link) => {
-                    let role: Value = redis::cmd("ROLE").query_async(&mut link).await?;
-                    match is_master(&role) {
-                        true => return Ok(link),
-                        false => replica = replica.or(Some(link)),
-                    }
-                }
+                Ok((link, true)) => return Ok(link),
+                Ok((link, false)) => replica = replica.or(Some(link)),
             }
         }
         match (replica, failed) {
@@ -241,6 +266,11 @@ impl Connector {
     }
 }
 
+/// How long those before the `place`th host have it to themselves.
+fn head_start(place: usize) -> Duration {
+    HEAD_START.saturating_mul(u32::try_from(place).unwrap_or(u32::MAX))
+}
+
 /// A shared listener, where one of its own is asked for.
 struct Told(Arc<dyn AsyncPushSender>);
 
@@ -302,7 +332,8 @@ pub(super) fn is_broken(error: &RedisError) -> bool {
 pub(super) fn translated(context: impl Into<String>, error: RedisError) -> Error {
     let kind = kind(&error);
     let maybe = kind == Kind::Unreachable && !matches!(error.kind(), ErrorKind::Server(_));
-    let failed = Error::new(kind, context).caused_by(error);
+    // As text, as that has its causes already.
+    let failed = Error::new(kind, context).caused_by(error.to_string());
     if maybe {
         failed.maybe_applied()
     } else {
