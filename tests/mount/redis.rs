@@ -472,3 +472,34 @@ fn a_host_that_says_nothing_keeps_nobody_from_the_next() {
     assert_eq!(mount.out("cat topic"), "hello\n");
     assert!(since.elapsed() < Duration::from_secs(10));
 }
+
+#[test]
+fn a_listing_survives_a_restart() {
+    let (services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    cli(&server, "redis XADD dnpipes:one '*' a b");
+    assert_eq!(mount.out("ls"), "one\n");
+    services.tell("kill", &server.name);
+    services.tell("start", &server.name);
+    cli(&server, "redis XADD dnpipes:two '*' a b");
+    wait_for("the new pipe", || {
+        (mount.out("ls") == "one\ntwo\n").then_some(())
+    });
+}
+
+#[test]
+fn who_may_look_at_some_pipes_is_shown_those() {
+    let (_services, server) = start(&[
+        "user some on >pw ~dnpipes:mine* ~dnpipes-*:mine* ~dnpipes-*:{dnpipes:mine* &* +@all",
+    ]);
+    cli(
+        &server,
+        "redis XADD dnpipes:mine '*' a b; redis XADD dnpipes:other '*' a b",
+    );
+    let as_some = [("DNPIPES_USER", "some"), ("DNPIPES_PASSWORD", "pw")];
+    let output = list(&server.url, &as_some);
+    assert_eq!(output.stdout, b"mine\n", "{output:?}");
+    cli(&server, "redis DEL dnpipes:mine");
+    let why = complaint(&list(&server.url, &as_some));
+    assert_eq!(why.matches("no permissions").count(), 1, "{why}");
+}

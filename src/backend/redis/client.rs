@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use redis::aio::{AsyncPushSender, SendError};
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
 use redis::{Cmd, ErrorKind, PushInfo, PushKind, RedisError, ServerErrorKind, Value};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 
 use super::entry::{position, strange, text};
 use super::keys::{Keys, pattern};
@@ -31,6 +30,16 @@ pub(super) struct Lane {
     link: Mutex<(u64, Option<Link>)>,
 }
 
+impl Lane {
+    /// Has the next request connect anew, unless that was done since.
+    async fn forget(&self, generation: u64) {
+        let mut current = self.link.lock().await;
+        if current.0 == generation {
+            current.1 = None;
+        }
+    }
+}
+
 pub(super) struct Client {
     connector: Connector,
     url: RedisUrl,
@@ -41,7 +50,7 @@ pub(super) struct Client {
     /// What may bring large answers, behind which no push should have to wait.
     pub(super) fetches: Lane,
     /// Whether the server's settings were looked at.
-    checked: AtomicBool,
+    checked: OnceCell<()>,
 }
 
 impl Client {
@@ -52,7 +61,7 @@ impl Client {
             floors: Arc::default(),
             commands: Lane::default(),
             fetches: Lane::default(),
-            checked: AtomicBool::new(false),
+            checked: OnceCell::new(),
         })
     }
 
@@ -73,21 +82,23 @@ impl Client {
 
     async fn link(&self, lane: &Lane) -> Result<(u64, Link)> {
         let mut current = lane.link.lock().await;
-        if let (generation, Some(link)) = &*current {
-            return Ok((*generation, link.clone()));
-        }
-        let generation = current.0 + 1;
-        let mut link = match std::ptr::eq(lane, &self.commands) {
-            true => self.connect_and_listen().await?,
-            false => self.connector.connect(None).await?,
+        let (generation, mut link) = match &*current {
+            (generation, Some(link)) => (*generation, link.clone()),
+            (generation, None) => {
+                let link = match std::ptr::eq(lane, &self.commands) {
+                    true => self.connect_and_listen().await?,
+                    false => self.connector.connect(None).await?,
+                };
+                (generation + 1, link)
+            }
         };
-        if !self.checked.swap(true, Ordering::Relaxed)
-            && let Err(error) = within("asking for its settings", self.check(&mut link)).await?
-        {
-            self.checked.store(false, Ordering::Relaxed);
+        // Kept before it is checked, so that a caller who stops here need not be the last to begin anew.
+        *current = (generation, Some(link.clone()));
+        let check = async || within("asking for its settings", self.check(&mut link)).await?;
+        if let Err(error) = self.checked.get_or_try_init(check).await {
+            current.1 = None;
             return Err(error);
         }
-        *current = (generation, Some(link.clone()));
         Ok((generation, link))
     }
 
@@ -109,8 +120,10 @@ impl Client {
             Err(error) if is_broken(&error) => {
                 return Err(translated("subscribing to resets", error));
             }
-            // Then they are seen at the next fetch.
-            Err(error) => log::info!("{}: no word of others' resets: {error}", self.url),
+            Err(error) => log::warn!(
+                "{}: no word of others' resets: {error}; readers may still get what they have fetched before one",
+                self.url
+            ),
         }
         Ok(link)
     }
@@ -149,6 +162,9 @@ impl Client {
                 self.url
             );
             return Err(Error::new(Kind::InvalidInput, why));
+        }
+        if field("role") == "slave" {
+            log::warn!("{}: it is a replica, and takes no push", self.url);
         }
         let policy = field("maxmemory_policy");
         if policy.starts_with("allkeys") {
@@ -218,10 +234,7 @@ impl Client {
             Ok(Ok(_)) => false,
         };
         if broken {
-            let mut current = lane.link.lock().await;
-            if current.0 == generation {
-                current.1 = None;
-            }
+            lane.forget(generation).await;
         }
         match answer {
             Ok(answer) => Ok(answer),
@@ -266,9 +279,19 @@ impl Client {
 
     /// The pipes there are, in no order, each perhaps more than once.
     pub(super) async fn names(&self) -> Result<Vec<PipeName>> {
-        let (_, mut link) = self.link(&self.fetches).await?;
+        let (generation, mut link) = self.link(&self.fetches).await?;
+        let names = self.scan(&mut link).await;
+        if let Err(error) = &names
+            && matches!(error.kind(), Kind::Unreachable | Kind::Io)
+        {
+            self.fetches.forget(generation).await;
+        }
+        names
+    }
+
+    async fn scan(&self, link: &mut Link) -> Result<Vec<PipeName>> {
         let mut names = Vec::new();
-        for node in nodes(&mut link).await? {
+        for node in nodes(link).await? {
             let mut cursor = "0".to_owned();
             loop {
                 let mut scan = redis::cmd("SCAN");
@@ -276,7 +299,7 @@ impl Client {
                     .arg("MATCH")
                     .arg(pattern(&self.url.prefix));
                 scan.arg("COUNT").arg(SCAN).arg("TYPE").arg("stream");
-                let answer = match (&mut link, &node) {
+                let answer = match (&mut *link, &node) {
                     (Link::Cluster(link), Some(node)) => {
                         let node = RoutingInfo::SingleNode(node.clone());
                         within("listing", link.route_command(scan, node)).await?

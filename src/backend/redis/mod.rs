@@ -18,7 +18,7 @@ mod push;
 mod scripts;
 mod source;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use redis::Value;
@@ -188,9 +188,16 @@ impl Backend for Redis {
             let mut names = self.client.names().await?;
             names.sort_unstable();
             names.dedup();
+            let denied = Mutex::new(None);
+            let denied = &denied;
             let looked = stream::iter(names).map(|name| async move {
                 match self.info(&name).await {
                     Ok(info) => Ok(Some((name, info))),
+                    // Who may look at some pipes sees those.
+                    Err(error) if error.kind() == Kind::Denied => {
+                        *denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                        Ok(None)
+                    }
                     // Gone, or made something else, since it was listed; or no name of a cluster's pipe.
                     Err(error)
                         if matches!(
@@ -204,7 +211,12 @@ impl Backend for Redis {
                 }
             });
             let found: Vec<_> = looked.buffered(TOGETHER).try_collect().await?;
-            Ok(found.into_iter().flatten().collect())
+            let found: Vec<_> = found.into_iter().flatten().collect();
+            let denied = denied.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match denied {
+                Some(error) if found.is_empty() => Err(error),
+                _ => Ok(found),
+            }
         })
     }
 
