@@ -503,3 +503,76 @@ fn who_may_look_at_some_pipes_is_shown_those() {
     let why = complaint(&list(&server.url, &as_some));
     assert_eq!(why.matches("no permissions").count(), 1, "{why}");
 }
+
+#[test]
+fn a_stream_that_others_delete_and_make_again_is_another() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    mount.out("echo a > topic");
+    cli(
+        &server,
+        "redis DEL dnpipes:topic; redis XADD dnpipes:topic '*' f 'hello world'",
+    );
+    wait_for("its new size", || {
+        (mount.out("stat -c %s topic") == "12\n").then_some(())
+    });
+    // Where the old one started says nothing of where this one does.
+    mount.out("truncate -s 0 topic");
+    cli(
+        &server,
+        "redis DEL dnpipes:topic; redis XADD dnpipes:topic 1-1 f early",
+    );
+    let fresh = Mount::new(&server.url, &[]);
+    assert_eq!(fresh.out("timeout 5 cat topic"), "early\n");
+}
+
+#[test]
+fn an_entry_below_what_was_reset_is_not_asked_for_again_and_again() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    mount.out("echo a > topic; truncate -s 0 topic");
+    let mut reader = mount.spawn("exec cat topic@follow");
+    reader.wait_until_blocked();
+    mount.out("truncate -s 0 topic");
+    cli(
+        &server,
+        "redis DEL dnpipes:topic; redis XADD dnpipes:topic 1-1 f early",
+    );
+    let reads = || {
+        let stats = cli(&server, "redis INFO commandstats");
+        let reads = stats
+            .split_once("cmdstat_xread:calls=")
+            .map(|(_, rest)| rest.split_once(',').expect("more").0.parse::<u64>());
+        reads.map_or(0, |reads| reads.expect("a number"))
+    };
+    wait_for("its wake", || (reads() > 1).then_some(()));
+    let before = reads();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(reads() < before + 5, "{before}, {}", reads());
+    cli(&server, "redis XADD dnpipes:topic '*' f late");
+    assert_eq!(reader.line(), "late");
+}
+
+#[test]
+fn ids_at_the_end_of_what_there_can_be_are_read_shown_and_reset() {
+    let (_services, server) = start(&[]);
+    let most = u64::MAX;
+    cli(
+        &server,
+        &format!(
+            "redis XADD dnpipes:last {most}-1 f one
+             redis XADD dnpipes:last {most}-{most} f two
+             redis XADD dnpipes:odd 9999999999999-9007199254740993 f one"
+        ),
+    );
+    let output = finish(Command::new(DNPIPES).args(["ls", "-l", "--source", &server.url]));
+    let shown = String::from_utf8(output.stdout.clone()).expect("text");
+    assert!(shown.contains("9999-12-31"), "{output:?}");
+    let mount = Mount::new(&server.url, &[]);
+    assert_eq!(mount.out("timeout 5 cat last"), "one\ntwo\n");
+    mount.out("truncate -s 0 last");
+    assert_eq!(cli(&server, "redis XLEN dnpipes:last"), "0\n");
+    // What is pushed next has the id behind; it is not taken for dropped.
+    mount.out("truncate -s 0 odd; echo next > odd");
+    assert_eq!(mount.out("timeout 5 cat odd"), "next\n");
+}

@@ -2,8 +2,8 @@
 --
 --   .count      six words: how many messages this program has counted since the stream was made, how many of them
 --               are there (others write to the stream too, and then it has other numbers), their bytes and the longest
---               one's (while those numbers agree), how many producers are there, and the newest id; one field,
---               as each costs a push some time
+--               one's (while all that agrees), how many producers are there, and the newest id; one field, as each costs a
+--               push some time
 --   .floor      where the pipe starts since the last reset
 --   .made       when it was made, and
 --   .changed    made or reset, in microseconds
@@ -14,6 +14,9 @@
 
 -- As much as is looked at for a listing.
 local MESSAGES, BYTES = 100, 1048576
+
+-- The greatest number that an id has.
+local MOST = '18446744073709551615'
 
 local function now()
     local time = redis.call('TIME')
@@ -72,12 +75,18 @@ local function make(stream, known, producers, last)
         '.count', packed(0, 0, 0, 0, producers, last))
 end
 
+-- A number of an id and one more. Numbers are doubles here, and those of ids need not be exact as such.
+local function increment(digits)
+    local head, digit, nines = digits:match('^(%d-)(%d?)(9*)$')
+    return head .. (tonumber(digit) or 0) + 1 .. ('0'):rep(#nines)
+end
+
 -- The position behind `id`.
 local function behind(id)
     local ms, seq = id:match('^(%d+)-(%d+)$')
-    -- Numbers are doubles here.
-    if tonumber(seq) >= 2 ^ 53 then
-        return string.format('%.0f-0', tonumber(ms) + 1)
+    if seq == MOST then
+        -- Behind the greatest id there is none.
+        return ms == MOST and id or increment(ms) .. '-0'
     end
-    return string.format('%s-%.0f', ms, tonumber(seq) + 1)
+    return ms .. '-' .. increment(seq)
 end

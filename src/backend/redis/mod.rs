@@ -102,21 +102,26 @@ async fn look(client: &Client, lane: &Lane, pipe: &PipeName, keys: &Keys) -> Res
             modified: time_from_micros(changed),
         }),
     };
+    let end = behind(newest);
+    // A stream that starts behind its end is not the one that was reset: others deleted that, and made this.
+    let floor = place(floor)?.filter(|floor| info.is_none() || *floor <= end);
     Ok(Look {
         info,
         newest,
-        end: behind(newest),
+        end,
         largest: number(largest)?.map(|bytes| bytes as usize),
-        floor: place(floor)?.unwrap_or(Position::MIN),
+        floor: floor.unwrap_or(Position::MIN),
         made: text(made)?.to_owned(),
     })
 }
 
-/// The position behind another.
+/// The position behind another; there is none behind the greatest.
 fn behind(position: Position) -> Position {
-    match position.seq().checked_add(1) {
-        Some(seq) => Position::new(position.epoch(), seq),
-        None => Position::new(position.epoch().saturating_add(1), 0),
+    let (ms, seq) = (position.epoch(), position.seq());
+    match (seq.checked_add(1), ms.checked_add(1)) {
+        (Some(seq), _) => Position::new(ms, seq),
+        (None, Some(ms)) => Position::new(ms, 0),
+        (None, None) => Position::MAX,
     }
 }
 

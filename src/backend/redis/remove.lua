@@ -16,7 +16,8 @@ local last = info(stream)['last-generated-id']
 local floor = behind(last)
 redis.call('UNLINK', stream)
 local _, _, _, _, producers = counted(redis.call('HGET', known, '.count'))
-redis.call('HSET', known, '.floor', floor, '.count', packed(0, 0, 0, 0, producers, last))
+-- One that another program makes of that name is not the one that was looked at, and so has no `.made`.
+redis.call('HSET', known, '.made', '', '.floor', floor, '.count', packed(0, 0, 0, 0, producers, last))
 redis.call('EXPIRE', known, REMEMBERED)
 redis.call('EXPIRE', earlier, REMEMBERED)
 redis.pcall('PUBLISH', ARGV[2], floor .. ' ' .. stream)

@@ -11,7 +11,12 @@ if redis.call('EXISTS', stream) == 0 then
     return false
 end
 local floor = behind(last)
-redis.call('XTRIM', stream, 'MINID', floor)
+if floor == last then
+    -- The greatest id: nothing can come behind it.
+    redis.call('XTRIM', stream, 'MAXLEN', 0)
+else
+    redis.call('XTRIM', stream, 'MINID', floor)
+end
 -- What groups have taken and not acknowledged is gone too; reading it again would find nothing.
 for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
     local name

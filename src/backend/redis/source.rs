@@ -146,9 +146,13 @@ impl Subscriber {
         let (link, mut messages) = waited?;
         self.link = Some(link);
         // Some may have been fetched since it was asked, or dropped.
-        let floor = self.floor.position();
-        messages.retain(|message| message.position > self.after && message.position >= floor);
-        Ok(self.deliver(messages))
+        let (after, floor) = (self.after, self.floor.position());
+        if let Some(last) = messages.last() {
+            // Also behind what is dropped here: asked for again, it would come again, and at once.
+            self.after = after.max(last.position);
+        }
+        messages.retain(|message| message.position > after && message.position >= floor);
+        Ok(messages)
     }
 }
 

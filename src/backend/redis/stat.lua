@@ -11,8 +11,10 @@ if length == 0 and redis.call('EXISTS', stream) == 0 then
     return { -1, '', '', '', -1, -1, '', kept[2] or '', '' }
 end
 local found = info(stream)
-local added, there, bytes, largest = counted(kept[4])
-if tonumber(added) == found['entries-added'] and tonumber(there) == length then
+local added, there, bytes, largest, _, newest = counted(kept[4])
+-- One that others deleted and made again can have the same numbers, but not the same id.
+local same = found['last-generated-id'] == (newest ~= '' and newest or '0-0')
+if same and tonumber(added) == found['entries-added'] and tonumber(there) == length then
     bytes, largest = tonumber(bytes), tonumber(largest)
 else
     bytes, largest = count(stream, length)
