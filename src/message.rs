@@ -10,6 +10,9 @@ use bytes::Bytes;
 
 use crate::error::{Error, Kind, Result};
 
+/// The last microsecond of the year 9999.
+const LATEST: u64 = 253_402_300_799_999_999;
+
 /// Where a message stands in its pipe. Positions of one pipe only ever grow: a later message has a
 /// greater one, also across a reset, and also when the pipe was removed and made again (then the epoch
 /// has grown). They are not dense, and those of different pipes say nothing to each other.
@@ -242,9 +245,10 @@ impl PushId {
     }
 }
 
-/// A time from microseconds since 1970, as stores keep it.
+/// A time from microseconds since 1970, as stores keep it; at the latest the end of the year 9999, as none
+/// later can be written.
 pub fn time_from_micros(micros: u64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_micros(micros)
+    UNIX_EPOCH + Duration::from_micros(micros.min(LATEST))
 }
 
 /// Microseconds since 1970; 0 for a clock that stands before that.

@@ -1,12 +1,10 @@
 //! Entries of streams as messages, and their ids as positions.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use bytes::Bytes;
 use redis::Value;
 
 use crate::error::{Error, Kind, Result};
-use crate::message::{Message, Position};
+use crate::message::{Message, Position, time_from_micros};
 
 /// An id, as `1526919030474-55`: milliseconds of the server's clock, and a number among those of the same one.
 /// Both grow as positions do.
@@ -63,7 +61,7 @@ fn message(entry: Value) -> Result<Message> {
     };
     Ok(Message {
         position,
-        time: UNIX_EPOCH + Duration::from_millis(position.epoch()),
+        time: time_from_micros(position.epoch().saturating_mul(1000)),
         data: data(fields)?,
     })
 }
