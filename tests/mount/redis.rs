@@ -576,3 +576,15 @@ fn ids_at_the_end_of_what_there_can_be_are_read_shown_and_reset() {
     mount.out("truncate -s 0 odd; echo next > odd");
     assert_eq!(mount.out("timeout 5 cat odd"), "next\n");
 }
+
+#[test]
+fn a_node_that_says_nothing_keeps_nobody_from_a_cluster() {
+    let services = Services::start(&["redis-cluster"]);
+    let (_mute, port) = mute();
+    let server = services.server();
+    let source = format!("redis://127.0.0.1:{port},127.0.0.1:{}?cluster", server.port);
+    let since = Instant::now();
+    let output = list(&source, &[]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(since.elapsed() < Duration::from_secs(4), "{output:?}");
+}

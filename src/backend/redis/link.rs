@@ -243,7 +243,8 @@ impl Connector {
             .collect::<Result<Vec<_>, _>>()?;
         let mut builder = ClusterClient::builder(nodes)
             .use_protocol(ProtocolVersion::RESP3)
-            .connection_timeout(CONNECT)
+            // A node that says nothing must leave time for the others.
+            .connection_timeout(CONNECT / 4)
             // Ours are shorter, and those that wait have none.
             .response_timeout(Duration::from_secs(3600))
             .tcp_settings(tcp())
