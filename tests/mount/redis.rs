@@ -588,3 +588,16 @@ fn a_node_that_says_nothing_keeps_nobody_from_a_cluster() {
     assert!(output.status.success(), "{output:?}");
     assert!(since.elapsed() < Duration::from_secs(4), "{output:?}");
 }
+
+#[test]
+fn what_is_known_of_a_removed_pipe_stays_where_others_make_it_again() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &["--allow-delete"]);
+    mount.out("echo a > topic; rm topic");
+    let lives = || cli(&server, "redis TTL 'dnpipes-known:{dnpipes:topic}'");
+    assert_ne!(lives(), "-1\n");
+    cli(&server, "redis XADD dnpipes:topic '*' f b");
+    mount.out("echo c > topic");
+    assert_eq!(mount.out("cat topic"), "b\nc\n");
+    assert_eq!(lives(), "-1\n");
+}

@@ -8,7 +8,7 @@
 local PRODUCERS = 65536
 
 local stream, known, earlier, producer = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
-local before = redis.call('HMGET', known, producer, '.count', '.earlier')
+local before = redis.call('HMGET', known, producer, '.count', '.earlier', '.made')
 local stored = before[1] or before[3] and redis.call('HGET', earlier, producer)
 if stored and stored:sub(1, 20) >= ARGV[2] then
     return stored:sub(21)
@@ -21,6 +21,10 @@ if not id then
     make(stream, known, producers, last)
     added, length, bytes, largest = 0, 0, 0, 0
     id = call('XADD', stream, '*', 'data', ARGV[5])
+end
+if before[4] == '' then
+    -- What is known of a removed pipe goes after a day; not so of one that another program made again.
+    call('PERSIST', known)
 end
 for at = 6, #ARGV do
     id = call('XADD', stream, '*', 'data', ARGV[at])
