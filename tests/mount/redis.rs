@@ -11,7 +11,8 @@ use dnpipes::message::{Batch, Position, Producer, PushId};
 use dnpipes::name::PipeName;
 use futures_util::{StreamExt, stream};
 
-use crate::gateway::{Certificates, text};
+use crate::gateway::{Certificates, free_port, text};
+use crate::network::Hosts;
 use crate::services::{Server, Services};
 use crate::support::{DNPIPES, Mount, Running, Store, finish, wait_for};
 
@@ -600,4 +601,36 @@ fn what_is_known_of_a_removed_pipe_stays_where_others_make_it_again() {
     mount.out("echo c > topic");
     assert_eq!(mount.out("cat topic"), "b\nc\n");
     assert_eq!(lives(), "-1\n");
+}
+
+#[test]
+fn a_message_may_take_its_time_on_a_slow_network() {
+    let hosts = Hosts::new();
+    for host in [&hosts.near, &hosts.far] {
+        let [nsenter, net] = Hosts::on(host);
+        let mut shape = Command::new(nsenter);
+        shape
+            .arg(net)
+            .args(["tc", "qdisc", "add", "dev", "v0", "root"]);
+        shape.args("tbf rate 1300kbit burst 16kb latency 100ms".split(' '));
+        let output = finish(&mut shape);
+        assert!(output.status.success(), "{output:?}");
+    }
+    let port = free_port().to_string();
+    let far = Hosts::on(&hosts.far).join(" ");
+    let services = Services::start(&[
+        "redis",
+        "--bind",
+        Hosts::FAR,
+        "--port",
+        &port,
+        "--wrap",
+        &far,
+    ]);
+    let [nsenter, near] = Hosts::on(&hosts.near);
+    let mount = Mount::within(&[&nsenter, &near], &services.url(), &[]);
+    // Longer than an answer may take that has nothing to carry.
+    mount.out("head -c 2000000 /dev/zero > topic@file");
+    assert_eq!(mount.out("cat topic@file | wc -c"), "2000000\n");
+    assert!(!mount.log().contains("trying again"), "{}", mount.log());
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::aio::{AsyncPushSender, SendError};
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
@@ -19,6 +20,9 @@ use crate::name::PipeName;
 
 /// The first line of versions that will do: scripts may ask for the time before they write.
 const OLDEST_VERSION: u32 = 7;
+
+/// Bytes a second that even a slow connection takes.
+const SLOWEST: usize = 128 << 10;
 
 /// Keys that one request of a listing looks at.
 const SCAN: usize = 1000;
@@ -182,25 +186,28 @@ impl Client {
         Ok(())
     }
 
-    /// A request. What is not answered in time may have arrived.
+    /// A request. What is not answered in time may have arrived; `bytes` that are under way with it, or with its
+    /// answer, take theirs.
     pub(super) async fn call(
         &self,
         lane: &Lane,
         what: impl Fn() -> String,
+        bytes: usize,
         command: &Cmd,
     ) -> Result<Value> {
-        self.asked(lane, &what, async |link| command.query_async(link).await)
-            .await?
-            .map_err(|error| translated(what(), error))
+        let ask = async |link: &mut Link| command.query_async(link).await;
+        let answer = self.asked(lane, &what, bytes, ask).await?;
+        answer.map_err(|error| translated(what(), error))
     }
 
-    /// Runs a script.
+    /// Runs a script; `bytes` as for [`Client::call`].
     pub(super) async fn run<const KEYS: usize>(
         &self,
         lane: &Lane,
         what: impl Fn() -> String,
         script: &Lua,
         keys: [&str; KEYS],
+        bytes: usize,
         arguments: impl Fn(&mut Cmd),
     ) -> Result<Value> {
         let command = |name: &str, what: &str| {
@@ -210,11 +217,11 @@ impl Client {
             command
         };
         let known = command("EVALSHA", &script.hash);
-        let answer = self.asked(lane, &what, async |link| known.query_async(link).await);
-        match answer.await? {
+        let ask = async |link: &mut Link| known.query_async(link).await;
+        match self.asked(lane, &what, bytes, ask).await? {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                 let whole = command("EVAL", script.code);
-                self.call(lane, what, &whole).await
+                self.call(lane, what, bytes, &whole).await
             }
             answer => answer.map_err(|error| translated(what(), error)),
         }
@@ -224,10 +231,12 @@ impl Client {
         &self,
         lane: &Lane,
         what: &impl Fn() -> String,
+        bytes: usize,
         ask: impl AsyncFnOnce(&mut Link) -> Result<Value, RedisError>,
     ) -> Result<Result<Value, RedisError>> {
         let (generation, mut link) = self.link(lane).await?;
-        let answer = tokio::time::timeout(ANSWER, ask(&mut link)).await;
+        let patience = ANSWER + Duration::from_secs((bytes / SLOWEST) as u64);
+        let answer = tokio::time::timeout(patience, ask(&mut link)).await;
         let broken = match &answer {
             Err(_) => true,
             Ok(Err(error)) => is_broken(error),
@@ -238,7 +247,7 @@ impl Client {
         }
         match answer {
             Ok(answer) => Ok(answer),
-            Err(_) => Err(no_answer(what()).maybe_applied()),
+            Err(_) => Err(no_answer(what(), patience).maybe_applied()),
         }
     }
 
@@ -339,11 +348,11 @@ impl Client {
 async fn within<T>(what: &str, answer: impl Future<Output = T>) -> Result<T> {
     tokio::time::timeout(ANSWER, answer)
         .await
-        .map_err(|_| no_answer(what.to_owned()))
+        .map_err(|_| no_answer(what.to_owned(), ANSWER))
 }
 
-pub(super) fn no_answer(what: String) -> Error {
-    Error::new(Kind::Unreachable, what).caused_by(format!("no answer within {ANSWER:?}"))
+pub(super) fn no_answer(what: String, patience: Duration) -> Error {
+    Error::new(Kind::Unreachable, what).caused_by(format!("no answer within {patience:?}"))
 }
 
 /// Asks any one master.

@@ -62,7 +62,9 @@ struct Look {
 async fn look(client: &Client, lane: &Lane, pipe: &PipeName, keys: &Keys) -> Result<Look> {
     let what = || format!("looking at {pipe}");
     let keys = [keys.stream.as_str(), keys.known.as_str()];
-    let answer = client.run(lane, what, &scripts::STAT, keys, |_| ()).await?;
+    let answer = client
+        .run(lane, what, &scripts::STAT, keys, 0, |_| ())
+        .await?;
     let Value::Array(fields) = answer else {
         return Err(strange("no look at a pipe"));
     };
@@ -233,6 +235,7 @@ impl Backend for Redis {
                 || format!("making {pipe}"),
                 &scripts::CREATE,
                 [&keys.stream, &keys.known],
+                0,
                 |_| (),
             );
             Ok(made.await? == Value::Int(1))
@@ -247,6 +250,7 @@ impl Backend for Redis {
                 || format!("resetting {pipe}"),
                 &scripts::RESET,
                 [&keys.stream, &keys.known],
+                0,
                 |script| {
                     script
                         .arg(look.newest.to_string())
@@ -268,6 +272,7 @@ impl Backend for Redis {
                 || format!("removing {pipe}"),
                 &scripts::REMOVE,
                 [&keys.stream, &keys.known, &keys.earlier],
+                0,
                 |script| {
                     script.arg(&look.made).arg(self.client.channel());
                 },

@@ -34,6 +34,7 @@ pub(super) async fn push(
         || format!("pushing to {pipe}"),
         &scripts::PUSH,
         [&keys.stream, &keys.known, &keys.earlier],
+        batch.bytes(),
         |script| {
             script
                 .arg(id.producer.as_bytes())

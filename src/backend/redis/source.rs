@@ -85,6 +85,8 @@ impl Subscriber {
             Position::MIN => "-".to_owned(),
             after => format!("({after}"),
         };
+        let largest = self.known.map_or(0, |(_, largest)| largest);
+        let bytes = largest.saturating_add(limit.max_bytes);
         let mut step = 1;
         if let Some((newest, largest)) = self.known {
             // As many as certainly fit.
@@ -93,7 +95,9 @@ impl Subscriber {
                 let to = newest.min(before.before()).to_string();
                 let mut range = redis::cmd("XRANGE");
                 range.arg(stream).arg(&from).arg(to).arg("COUNT").arg(step);
-                let found = self.client.call(&self.client.fetches, reading, &range);
+                let found = self
+                    .client
+                    .call(&self.client.fetches, reading, bytes, &range);
                 let messages = entry::messages(found.await?)?;
                 if !messages.is_empty() {
                     return Ok(self.deliver(messages));
@@ -111,6 +115,7 @@ impl Subscriber {
             reading,
             &scripts::FETCH,
             [stream],
+            bytes,
             |script| {
                 script
                     .arg(&from)
@@ -178,7 +183,7 @@ async fn wait(
     match answer {
         Ok(Ok(value)) => Ok((link, entry::read(value)?)),
         Ok(Err(error)) => Err(translated(what(), error)),
-        Err(_) => Err(client::no_answer(what())),
+        Err(_) => Err(client::no_answer(what(), WAIT + ANSWER)),
     }
 }
 
