@@ -7,6 +7,7 @@ mod services;
 
 mod access;
 mod foreign;
+mod odd;
 mod once;
 mod waiting;
 
