@@ -6,6 +6,7 @@ mod gateway;
 mod services;
 
 mod access;
+mod content;
 mod foreign;
 mod odd;
 mod once;
