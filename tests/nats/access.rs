@@ -100,6 +100,32 @@ async fn tls_is_checked_on_both_sides() {
     assert!(error.to_string().contains("TLS"), "{error}");
 }
 
+#[tokio::test]
+async fn a_server_that_asks_for_a_certificate_takes_its_authoritys_only() {
+    let (certificates, strangers) = (Certificates::new(), Certificates::new());
+    let ca = certificates.ca();
+    let server = format!(
+        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {ca:?}, verify: true }}",
+        certificates.file("gateway.pem"),
+        certificates.file("gateway.key"),
+    );
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind, "--set", &server]);
+        let at = format!(
+            "tls://127.0.0.1:{}/?ca={}",
+            services.server().port,
+            ca.display()
+        );
+        let with = |of: &Certificates| {
+            let (cert, key) = (of.file("client.pem"), of.file("client.key"));
+            format!("{at}&cert={}&key={}", cert.display(), key.display())
+        };
+        try_in(&with(&certificates), true).await;
+        try_in(&with(&strangers), false).await;
+        try_in(&at, false).await;
+    }
+}
+
 /// What `issuer` says of `subject`, signed.
 fn jwt(issuer: &KeyPair, subject: &KeyPair, nats: Value) -> String {
     let header = json!({ "typ": "JWT", "alg": "ed25519-nkey" });

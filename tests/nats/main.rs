@@ -6,7 +6,9 @@ mod gateway;
 mod services;
 
 mod access;
+mod content;
 mod foreign;
+mod odd;
 mod once;
 mod waiting;
 

@@ -238,7 +238,11 @@ impl Link {
         self.api_patiently(&[ANSWER], what, body).await
     }
 
-    async fn api_patiently<T: DeserializeOwned>(
+    /// Asks as often as there are times in `patience`, and waits that long.
+    ///
+    /// # Errors
+    /// As for [`Link::api`].
+    pub(super) async fn api_patiently<T: DeserializeOwned>(
         &self,
         patience: &[Duration],
         what: &str,

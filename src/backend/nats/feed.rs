@@ -142,14 +142,14 @@ impl Feed {
             spoke: false,
             misses: 0,
         };
-        feed.ask_for_more().await?;
+        feed.ask_for_more().await;
         Ok(Some(feed))
     }
 
     /// The next message. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Result<Arrival, Loss> {
         loop {
-            self.ask_for_more().await?;
+            self.ask_for_more().await;
             let next = tokio::time::timeout_at(self.heard + SILENCE, self.subscriber.next());
             let message = tokio::select! {
                 biased;
@@ -168,7 +168,7 @@ impl Feed {
     /// The next message, if it has arrived already.
     pub(super) async fn next_now(&mut self) -> Result<Option<Arrival>, Loss> {
         loop {
-            self.ask_for_more().await?;
+            self.ask_for_more().await;
             // The runtime's budget would say that there is nothing.
             let next = tokio::task::unconstrained(self.subscriber.next()).now_or_never();
             let Some(message) = next else {
@@ -181,10 +181,10 @@ impl Feed {
     }
 
     /// Sees to it that the server always has leave to send: for more while messages come.
-    async fn ask_for_more(&mut self) -> Result<()> {
+    async fn ask_for_more(&mut self) {
         let enough = if self.large { 0 } else { self.bytes / 2 };
         if self.single || self.owed > enough {
-            return Ok(());
+            return;
         }
         if self.misses > 0 {
             tokio::time::sleep(SETTLE * (1 << self.misses)).await;
@@ -198,14 +198,16 @@ impl Feed {
             "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
         });
         let reply = format!("{}.{bytes}", self.inbox);
-        self.link
-            .send(&self.asking, Some(reply), None, request.to_string().into())
-            .await?;
+        let request = request.to_string().into();
+        let sent = self.link.send(&self.asking, Some(reply), None, request);
+        if sent.await.is_err() {
+            // What has come already is taken first; behind it is the end.
+            return;
+        }
         self.owed += bytes;
         self.single = self.large;
         self.large = false;
         self.heard = Instant::now();
-        Ok(())
     }
 
     /// Takes what came: a message, or news of the requests.
@@ -216,7 +218,9 @@ impl Feed {
         };
         self.heard = Instant::now();
         self.spoke = true;
-        if let Some(status) = message.status {
+        // One of the stream bears its own subject, and may bear any status.
+        let news = message.subject.starts_with(&self.inbox);
+        if let Some(status) = message.status.filter(|_| news) {
             return self.news(status.as_u16(), &message).map(|()| None);
         }
         let place = message.reply.as_deref().and_then(Place::parse);

@@ -128,7 +128,12 @@ impl Link {
 
     /// Whether it can still be used.
     pub(super) fn is_alive(&self) -> bool {
-        self.client.connection_state() == State::Connected && !self.silent.load(Ordering::Relaxed)
+        !self.is_broken() && !self.silent.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has ended.
+    fn is_broken(&self) -> bool {
+        self.client.connection_state() != State::Connected
     }
 
     /// The longest message that the server takes, in bytes.
@@ -433,5 +438,22 @@ impl Line {
         let mut last = self.link.lock().unwrap_or_else(PoisonError::into_inner);
         *last = Some(Arc::clone(&link));
         Ok(link)
+    }
+
+    /// Asks once more where the connection breaks over what streams out on it meanwhile.
+    ///
+    /// # Errors
+    /// As for [`Line::link`], and those of `ask`.
+    pub(super) async fn ask<T, F>(&self, ask: impl Fn(Arc<Link>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let link = self.link().await?;
+        match ask(Arc::clone(&link)).await {
+            Err(error) if error.kind() == Kind::Unreachable && link.is_broken() => {
+                ask(self.link().await?).await
+            }
+            result => result,
+        }
     }
 }

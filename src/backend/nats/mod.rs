@@ -2,7 +2,8 @@
 //!
 //! - [`options`]: the source's URL; [`names`]: pipe names as stream names.
 //! - [`link`]: connections and requests; [`api`]: what JetStream is asked and answers.
-//! - [`push`] and [`search`]: storing once; [`feed`] and [`source`]: subscribers.
+//! - [`push`] and [`search`]: storing once; [`feed`], [`opening`] and [`source`]: subscribers; [`single`]:
+//!   what cannot be streamed to them.
 //!
 //! A pipe is a stream; a stream that another program made is a pipe too, if its name has the prefix. A
 //! message's position is the stream's time of creation and the message's number.
@@ -20,9 +21,11 @@ mod api;
 mod feed;
 mod link;
 mod names;
+mod opening;
 mod options;
 mod push;
 mod search;
+mod single;
 mod source;
 
 use std::collections::{HashMap, HashSet};
@@ -57,7 +60,9 @@ struct Shared {
     /// For pushes and all that is asked.
     asking: Line,
     /// For messages that stream out, which would keep pushes up.
-    reading: Line,
+    reading: Arc<Line>,
+    /// Pipes that hold messages over which the connection breaks.
+    odd: Mutex<HashSet<PipeName>>,
     floors: Floors,
     /// Streams that were pushed to.
     streams: Mutex<HashMap<PipeName, Arc<Stream>>>,
@@ -146,6 +151,32 @@ impl Shared {
             self.warn_of_limits(info);
         }
         Ok(info)
+    }
+
+    /// Whether the connection breaks over messages of the pipe.
+    fn is_odd(&self, pipe: &PipeName) -> bool {
+        lock(&self.odd).contains(pipe)
+    }
+
+    /// A connection that breaks for nobody else.
+    fn own_line(&self) -> Line {
+        Line::new(Arc::clone(&self.url))
+    }
+
+    /// What the server says of a pipe's stream to one who reads it by way of `line`.
+    async fn look_by(&self, line: &Line, pipe: &PipeName) -> Result<Option<Info>> {
+        line.ask(|link| async move { self.look(&link, pipe).await })
+            .await
+    }
+
+    /// Keeps others from what message `seq` of the pipe does to a connection: its readers get their own.
+    fn set_apart(&self, pipe: &PipeName, seq: u64) {
+        if lock(&self.odd).insert(pipe.clone()) {
+            log::warn!(
+                "{pipe}: the headers or the subject of message {seq} are malformed; such messages of other \
+                 programs are read, but slowly"
+            );
+        }
     }
 
     /// The pipe's stream; it is made if there is none.
@@ -304,7 +335,8 @@ impl Nats {
         Ok(Nats {
             shared: Arc::new(Shared {
                 asking: Line::new(Arc::clone(&url)),
-                reading: Line::new(Arc::clone(&url)),
+                reading: Arc::new(Line::new(Arc::clone(&url))),
+                odd: Mutex::default(),
                 url,
                 floors: Floors::default(),
                 streams: Mutex::default(),

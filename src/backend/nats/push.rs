@@ -129,7 +129,7 @@ impl Push {
         let Some(info) = self.link.info(&stream.name).await? else {
             return Ok((stream, None));
         };
-        let found = search(&self.link, &info, &self.name).await?;
+        let found = search(&self.shared.own_line(), &info, &self.name).await?;
         Ok((stream, found))
     }
 

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use async_nats::HeaderMap;
-use async_nats::header::{NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_MESSAGE_ID};
-
 use super::api::Info;
 use super::feed::{Feed, Loss};
-use super::link::{ANSWER, Link};
+use super::link::{ANSWER, Line, Link};
 use crate::error::{Error, Kind, Result};
 
 /// How many pushes are looked through.
@@ -24,17 +21,25 @@ pub(super) struct Found {
     pub(super) seq: u64,
 }
 
-/// The last message with an identity that starts with `push`, among the last 65,536 pushes to the stream.
+/// The last message with an identity that starts with `push`, among the last 65,536 pushes to the stream. Messages
+/// of others may break the connections of `line`.
 ///
 /// # Errors
 /// As for [`Link::api`].
-pub(super) async fn search(link: &Arc<Link>, info: &Info, push: &str) -> Result<Option<Found>> {
+pub(super) async fn search(line: &Line, info: &Info, push: &str) -> Result<Option<Found>> {
     let first = info.state.first_seq;
     let mut end = info.state.last_seq + 1;
     let mut pushes = 0;
     while info.state.messages > 0 && end > first && pushes < PUSHES {
         let start = end.saturating_sub(BLOCK).max(first);
-        let block = look_through(link, info, start, end, push).await?;
+        let mut block = Block {
+            push,
+            next: start,
+            end,
+            found: None,
+            pushes: 0,
+        };
+        block.look_through(line, info).await?;
         if block.found.is_some() {
             return Ok(block.found);
         }
@@ -44,61 +49,76 @@ pub(super) async fn search(link: &Arc<Link>, info: &Info, push: &str) -> Result<
     Ok(None)
 }
 
-struct Block {
+/// Messages that are looked through in their order.
+struct Block<'a> {
+    /// What the identities looked for start with.
+    push: &'a str,
+    /// The first that was not looked at.
+    next: u64,
+    /// Behind the last one.
+    end: u64,
     found: Option<Found>,
     pushes: u64,
 }
 
-/// Looks through the messages from `start` to before `end`.
-async fn look_through(
-    link: &Arc<Link>,
-    info: &Info,
-    start: u64,
-    end: u64,
-    push: &str,
-) -> Result<Block> {
-    let mut block = Block {
-        found: None,
-        pushes: 0,
-    };
-    let stream = &info.config.name;
-    let Some(mut feed) = Feed::open(Arc::clone(link), stream, start, true).await? else {
-        return Ok(block);
-    };
-    loop {
-        let unreachable = |why| Error::new(Kind::Unreachable, why);
-        let arrival = match tokio::time::timeout(ANSWER, feed.next()).await {
-            Ok(Ok(arrival)) => arrival,
-            Ok(Err(Loss::Failed(error))) => return Err(error),
-            Ok(Err(Loss::Gone(why, _))) => return Err(unreachable(why)),
-            // They were dropped meanwhile.
-            Err(_) => return Err(unreachable(format!("{stream}: its messages do not come"))),
-        };
-        if arrival.seq >= end {
-            return Ok(block);
-        }
-        if let Some(headers) = &arrival.headers {
-            block.pushes += u64::from(ends_push(headers));
-            if let Some(index) = index(headers, push) {
-                block.found = Some(Found {
-                    index,
-                    seq: arrival.seq,
-                });
+impl Block<'_> {
+    async fn look_through(&mut self, line: &Line, info: &Info) -> Result<()> {
+        loop {
+            let link = line.link().await?;
+            match self.stream_through(&link, info).await {
+                // Perhaps it broke over the next message.
+                Err(error) if error.kind() == Kind::Unreachable && !link.is_alive() => {}
+                other => return other,
+            }
+            let link = line.link().await?;
+            let mut careful = 1;
+            while careful > 0 {
+                match link.single(&info.config.name, self.next).await? {
+                    Some(single) if single.seq < self.end => {
+                        careful = single.careful(careful);
+                        self.note(single.seq, |name| single.header(name));
+                    }
+                    _ => return Ok(()),
+                }
             }
         }
-        // Where some were deleted one by one, the last may be one of them.
-        if arrival.seq + 1 == end || arrival.pending == 0 && info.state.num_deleted > 0 {
-            return Ok(block);
+    }
+
+    async fn stream_through(&mut self, link: &Arc<Link>, info: &Info) -> Result<()> {
+        let stream = &info.config.name;
+        let Some(mut feed) = Feed::open(Arc::clone(link), stream, self.next, true).await? else {
+            return Ok(());
+        };
+        loop {
+            let unreachable = |why| Error::new(Kind::Unreachable, why);
+            let arrival = match tokio::time::timeout(ANSWER, feed.next()).await {
+                Ok(Ok(arrival)) => arrival,
+                Ok(Err(Loss::Failed(error))) => return Err(error),
+                Ok(Err(Loss::Gone(why, _))) => return Err(unreachable(why)),
+                // They were dropped meanwhile.
+                Err(_) => return Err(unreachable(format!("{stream}: its messages do not come"))),
+            };
+            if arrival.seq >= self.end {
+                return Ok(());
+            }
+            let headers = arrival.headers.as_ref();
+            self.note(arrival.seq, |name| Some(headers?.get(name)?.as_str()));
+            // Where some were deleted one by one, the last may be one of them.
+            if self.next == self.end || arrival.pending == 0 && info.state.num_deleted > 0 {
+                return Ok(());
+            }
         }
     }
-}
 
-/// Whether it is the last message of an atomic batch, or one that came alone.
-fn ends_push(headers: &HeaderMap) -> bool {
-    headers.get(NATS_BATCH_ID).is_none() || headers.get(NATS_BATCH_COMMIT).is_some()
-}
-
-fn index(headers: &HeaderMap, push: &str) -> Option<usize> {
-    let id = headers.get(NATS_MESSAGE_ID)?.as_str();
-    id.strip_prefix(push)?.parse().ok()
+    /// Notes what a message's headers say.
+    fn note<'h>(&mut self, seq: u64, header: impl Fn(&'static str) -> Option<&'h str>) {
+        self.next = seq + 1;
+        // The last message of an atomic batch, or one that came alone.
+        let ends = header("Nats-Batch-Id").is_none() || header("Nats-Batch-Commit").is_some();
+        self.pushes += u64::from(ends);
+        let id = header("Nats-Msg-Id").and_then(|id| id.strip_prefix(self.push));
+        if let Some(index) = id.and_then(|index| index.parse().ok()) {
+            self.found = Some(Found { index, seq });
+        }
+    }
 }

@@ -3,33 +3,30 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
-
-use futures_util::StreamExt;
-use serde::Deserialize;
-use serde_json::json;
+use std::time::{Duration, SystemTime};
 
 use super::Shared;
-use super::api::{Info, NO_MESSAGE};
-use super::feed::{Arrival, Feed, Loss};
+use super::api::Info;
+use super::feed::Loss;
+use super::link::Line;
+use super::opening::{self, Fetched, Open, SUSPICIOUS, next_number, readable};
 use crate::backend::floor::KnownFloor;
 use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Message, Position};
 use crate::name::PipeName;
+use bytes::Bytes;
 
 /// How long to wait for a message that is known to be there, before it is looked whether it still is. Doubled
 /// each time, up to a second.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// How often a pipe that does not exist is looked for, should the news of its making be lost, or not be
-/// permitted.
-const LOOK_FOR: Duration = Duration::from_secs(5);
-
 /// A subscriber's place.
 pub(super) struct Subscriber {
     shared: Arc<Shared>,
     pipe: PipeName,
+    /// Its own connection, if it needs one.
+    own: Option<Arc<Line>>,
     floor: Arc<KnownFloor>,
     /// The last message that was delivered or is pending.
     received: Option<Position>,
@@ -38,6 +35,10 @@ pub(super) struct Subscriber {
     stage: Stage,
     /// The incarnation that was there at the last look.
     epoch: Option<u64>,
+    /// How many messages are to be fetched one at a time before a consumer is made.
+    careful: u32,
+    /// How often a connection broke since something was received.
+    stumbles: u32,
 }
 
 /// How far the consumer is.
@@ -46,12 +47,8 @@ enum Stage {
     /// It is being made; that goes on where a wait was dropped.
     Opening(Pin<Box<dyn Future<Output = Result<Open>> + Send>>),
     Open(Open),
-}
-
-/// A consumer of a known incarnation of the pipe.
-struct Open {
-    epoch: u64,
-    feed: Feed,
+    /// Messages are being fetched one at a time; so does that.
+    Fetching(Pin<Box<dyn Future<Output = Result<Fetched>> + Send>>),
 }
 
 impl Subscriber {
@@ -60,6 +57,7 @@ impl Subscriber {
         Subscriber {
             shared,
             pipe,
+            own: None,
             floor,
             received: match start {
                 Start::Oldest => None,
@@ -68,13 +66,23 @@ impl Subscriber {
             pending: VecDeque::new(),
             stage: Stage::None,
             epoch: None,
+            careful: 0,
+            stumbles: 0,
         }
+    }
+
+    /// Where messages stream out.
+    fn line(&mut self) -> Arc<Line> {
+        if self.own.is_none() && self.shared.is_odd(&self.pipe) {
+            self.own = Some(Arc::new(self.shared.own_line()));
+        }
+        Arc::clone(self.own.as_ref().unwrap_or(&self.shared.reading))
     }
 
     /// What the server says of the pipe now.
     async fn look(&mut self) -> Result<Option<Info>> {
-        let link = self.shared.reading.link().await?;
-        let info = self.shared.look(&link, &self.pipe).await?;
+        let line = self.line();
+        let info = self.shared.look_by(&line, &self.pipe).await?;
         match &info {
             Some(info) => {
                 readable(info)?;
@@ -111,14 +119,11 @@ impl Subscriber {
             return Ok(true);
         }
         // Some were deleted one by one; perhaps all of these.
-        let link = self.shared.reading.link().await?;
-        let ask = json!({ "seq": next, "next_by_subj": ">" });
-        let what = format!("STREAM.MSG.GET.{}", info.config.name);
-        match link.api::<Got>(&what, &ask).await? {
-            Ok(got) => Ok(Position::new(epoch, got.message.seq) < before),
-            Err(error) if error.is(NO_MESSAGE) => Ok(false),
-            Err(error) => Err(error.typed()),
-        }
+        let stream = &info.config.name;
+        let line = self.line();
+        let single = line.ask(|link| async move { link.single(stream, next).await });
+        let single = single.await?;
+        Ok(single.is_some_and(|single| Position::new(epoch, single.seq) < before))
     }
 
     /// Takes what was dropped out of `pending`, and up to `max_bytes` of what stands before `before`.
@@ -140,17 +145,29 @@ impl Subscriber {
         taken
     }
 
-    fn put(&mut self, epoch: u64, arrival: Arrival) {
-        let position = Position::new(epoch, arrival.seq);
-        if arrival.seq < next_number(self.received, epoch) {
+    fn put(&mut self, epoch: u64, seq: u64, time: SystemTime, data: Bytes) {
+        let position = Position::new(epoch, seq);
+        if seq < next_number(self.received, epoch) {
             return;
         }
+        self.stumbles = 0;
         self.received = Some(position);
         self.pending.push_back(Message {
             position,
-            time: arrival.time,
-            data: arrival.data,
+            time,
+            data,
         });
+    }
+
+    /// Whether it is by the next message, perhaps, that a connection broke: then that one is fetched by itself.
+    /// In an outage nobody is there to be asked for it.
+    fn stumbles_over(&mut self, error: &Error) -> bool {
+        if error.kind() != Kind::Unreachable || self.stumbles > SUSPICIOUS {
+            return false;
+        }
+        self.stumbles += 1;
+        self.careful = self.careful.max(1);
+        true
     }
 
     /// Moves what has arrived to `pending`, until about `max_bytes` are there.
@@ -163,13 +180,14 @@ impl Subscriber {
             match open.feed.next_now().await {
                 Ok(Some(arrival)) => {
                     bytes += weight(&arrival.data);
-                    self.put(epoch, arrival);
+                    self.put(epoch, arrival.seq, arrival.time, arrival.data);
                 }
                 Ok(None) => break,
                 Err(loss) => {
                     self.stage = Stage::None;
-                    // What has come is delivered first.
                     if let Loss::Failed(error) = loss
+                        && !self.stumbles_over(&error)
+                        // What has come is delivered first.
                         && self.pending.is_empty()
                     {
                         return Err(error);
@@ -184,9 +202,36 @@ impl Subscriber {
     async fn arrive(&mut self, max_bytes: usize) -> Result<()> {
         loop {
             match &mut self.stage {
+                Stage::None if self.careful > 0 => {
+                    let (shared, pipe) = (Arc::clone(&self.shared), self.pipe.clone());
+                    let fetching = opening::fetch(
+                        shared,
+                        self.line(),
+                        pipe,
+                        self.received,
+                        self.careful,
+                        self.stumbles,
+                    );
+                    self.stage = Stage::Fetching(Box::pin(fetching));
+                }
+                Stage::Fetching(fetching) => {
+                    let fetched = fetching.await;
+                    self.stage = Stage::None;
+                    let fetched = fetched?;
+                    self.careful = fetched.careful;
+                    self.epoch = fetched.epoch;
+                    let epoch = fetched.epoch.unwrap_or(0);
+                    for single in fetched.singles {
+                        self.put(epoch, single.seq, single.time, single.data);
+                    }
+                    if !self.pending.is_empty() {
+                        return Ok(());
+                    }
+                }
                 Stage::None => {
                     let (shared, pipe) = (Arc::clone(&self.shared), self.pipe.clone());
-                    let opening = open(shared, pipe, self.epoch.take(), self.received);
+                    let opening =
+                        opening::open(shared, self.line(), pipe, self.epoch.take(), self.received);
                     self.stage = Stage::Opening(Box::pin(opening));
                 }
                 Stage::Opening(opening) => {
@@ -197,12 +242,13 @@ impl Subscriber {
                 Stage::Open(open) => match open.feed.next().await {
                     Ok(arrival) => {
                         let epoch = open.epoch;
-                        self.put(epoch, arrival);
+                        self.put(epoch, arrival.seq, arrival.time, arrival.data);
                         return self.gather(max_bytes).await;
                     }
                     Err(loss) => {
                         self.stage = Stage::None;
                         match loss {
+                            Loss::Failed(error) if self.stumbles_over(&error) => {}
                             Loss::Failed(error) => return Err(error),
                             Loss::Gone(why, true) => log::debug!("{}: {why}", self.pipe),
                             Loss::Gone(why, false) => {
@@ -272,79 +318,6 @@ impl Subscriber {
             }
             self.arrive(limit.max_bytes).await?;
         }
-    }
-}
-
-/// The number of the first message of incarnation `epoch` that was not received.
-fn next_number(received: Option<Position>, epoch: u64) -> u64 {
-    match received {
-        Some(position) if position.epoch() == epoch => position.seq().saturating_add(1),
-        // Of another incarnation, whose messages are gone.
-        _ => 0,
-    }
-}
-
-#[derive(Deserialize)]
-struct Got {
-    message: GotMessage,
-}
-
-#[derive(Deserialize)]
-struct GotMessage {
-    seq: u64,
-}
-
-/// Makes a consumer behind `received`; waits until the pipe exists. `epoch` is the incarnation that was seen
-/// last.
-async fn open(
-    shared: Arc<Shared>,
-    pipe: PipeName,
-    mut epoch: Option<u64>,
-    received: Option<Position>,
-) -> Result<Open> {
-    let stream = shared.url.naming.stream(&pipe)?;
-    let link = shared.reading.link().await?;
-    let mut news = None;
-    loop {
-        let mut feed = None;
-        if let Some(epoch) = epoch {
-            let start = next_number(received, epoch);
-            feed = Feed::open(Arc::clone(&link), &stream, start, false).await?;
-        }
-        // A consumer is of the incarnation that was there before and is there after.
-        if let Some(info) = shared.look(&link, &pipe).await? {
-            readable(&info)?;
-            let now = info.epoch()?;
-            match feed {
-                Some(feed) if epoch == Some(now) => return Ok(Open { epoch: now, feed }),
-                _ => epoch = Some(now),
-            }
-            continue;
-        }
-        epoch = None;
-        // The next look comes after the server knows who listens.
-        let Some(made) = &mut news else {
-            let made = format!("$JS.EVENT.ADVISORY.STREAM.CREATED.{stream}");
-            news = Some(link.listen(made).await?);
-            continue;
-        };
-        if let Ok(None) = tokio::time::timeout(LOOK_FOR, made.next()).await {
-            return Err(Error::new(Kind::Unreachable, "the connection broke"));
-        }
-    }
-}
-
-/// Refuses streams whose messages are removed by who reads them.
-fn readable(info: &Info) -> Result<()> {
-    match info.config.retention.as_str() {
-        "limits" => Ok(()),
-        retention => Err(Error::new(
-            Kind::Unsupported,
-            format!(
-                "stream {} has {retention} retention: reading it would take its messages from others",
-                info.config.name
-            ),
-        )),
     }
 }
 
