@@ -50,7 +50,10 @@ fn nats_write(bench: &Bench) -> Result<Row> {
     // Makes the stream.
     fs::write(mount.path("floor"), "first\n")?;
     let (runtime, client) = connect(&server.url())?;
-    let jetstream = async_nats::jetstream::new(client);
+    let jetstream = {
+        let _context = runtime.enter();
+        async_nats::jetstream::new(client)
+    };
     let floor: Op = Box::new(move || {
         let start = Instant::now();
         runtime.block_on(async {
@@ -130,7 +133,10 @@ fn nats_cat_out(bench: &Bench) -> Result<Row> {
     cat(&[&file], &mount.path("pipe"))?;
     same_bytes(&mount.path("pipe@snapshot"), &fs::read(&file)?)?;
     let (runtime, client) = connect(&server.url())?;
-    let jetstream = async_nats::jetstream::new(client);
+    let jetstream = {
+        let _context = runtime.enter();
+        async_nats::jetstream::new(client)
+    };
     let mut rounds = Vec::new();
     for _ in 0..5 {
         let start = Instant::now();

@@ -28,7 +28,8 @@ use crate::error::{Error, Kind, Result};
 /// Nothing is cached by the kernel: changes made elsewhere show at once.
 const TTL: Duration = Duration::ZERO;
 
-/// How long what a look-up told of a remote pipe holds: for the open that follows, which would ask again.
+/// How long what a look-up told of a remote pipe holds: for the open that follows, which would ask again, and for
+/// the next ones of a loop.
 const REMOTE_TTL: Duration = Duration::from_millis(10);
 
 /// An interrupted push is waited for so long, because its result is the truth; then it is EINTR.
@@ -192,7 +193,7 @@ impl Filesystem for Adapter {
             false => TTL,
         };
         self.answer(request, Duration::ZERO, work, move |result| match result {
-            Ok(attr) => reply.entry_with_ttls(&ttl, &TTL, &attr, Generation(0)),
+            Ok(attr) => reply.entry(&ttl, &attr, Generation(0)),
             Err(error) => reply.error(errno::answer("lookup", &error)),
         });
     }

@@ -409,8 +409,12 @@ fn a_user_needs_no_more_rights_than_the_readme_says() {
     let rights: Vec<&str> = readme
         .lines()
         .map(str::trim)
-        .filter_map(|line| line.strip_prefix('`')?.strip_suffix('`'))
-        .filter(|line| line.starts_with("~dnpipes:") || line.starts_with("+exists"))
+        .filter_map(|line| {
+            line.strip_prefix('`')?
+                .split_once('`')
+                .map(|(rights, _)| rights)
+        })
+        .filter(|rights| rights.starts_with("~dnpipes:") || rights.starts_with("+exists"))
         .collect();
     assert_eq!(rights.len(), 2, "{rights:?}");
     let user = format!("user pipes on >s3cret {}", rights.join(" "));
