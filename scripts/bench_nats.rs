@@ -108,7 +108,7 @@ fn nats_cat_in(bench: &Bench, kind: &str) -> Result<Row> {
         let url = server.url();
         let published = format!(
             "{} -s {url} bench js pub async floor --create --stream floor --purge --storage file \
-             --size 99 --msgs {lines} --no-progress > /dev/null",
+             --size 99 --msgs {lines} --no-progress > /dev/null 2>&1",
             nats.display()
         );
         let floor = time_of(&published, bench.dir.path())?;
