@@ -32,7 +32,7 @@ const SLOWEST: u64 = 64 << 10;
 const WAITING: usize = 128 << 10;
 
 /// How often something is asked again that should be there, but for which nobody listens.
-pub(super) const MISSES: u32 = 7;
+pub(super) const MISSES: u32 = 8;
 
 /// How long the servers of a cluster may need to tell each other of something new; doubled each time.
 pub(super) const SETTLE: Duration = Duration::from_millis(5);

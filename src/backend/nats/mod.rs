@@ -43,7 +43,7 @@ use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, Producers, PushId};
 use crate::name::PipeName;
 use api::{ApiError, Info, NOT_FOUND};
-use link::{Line, Link};
+use link::{Line, Link, MISSES, SETTLE};
 use push::{BatchIds, Push};
 use source::Subscriber;
 
@@ -184,8 +184,11 @@ impl Shared {
         if let Some(stream) = lock(&self.streams).get(pipe) {
             return Ok(Arc::clone(stream));
         }
-        // It may be removed before it is looked at again.
-        for _ in 0..3 {
+        // It may be removed before it is looked at again, or be news to the server that is asked.
+        for miss in 0..=MISSES {
+            if miss > 0 {
+                tokio::time::sleep(SETTLE * (1 << miss)).await;
+            }
             if let Some(info) = self.look(link, pipe).await? {
                 let stream = Arc::new(Stream::new(&info, link)?);
                 lock(&self.streams).insert(pipe.clone(), Arc::clone(&stream));
@@ -195,7 +198,7 @@ impl Shared {
         }
         Err(Error::new(
             Kind::Unreachable,
-            format!("the stream of {pipe} is made and removed all the time"),
+            format!("the stream of {pipe} is made, and still not there"),
         ))
     }
 
