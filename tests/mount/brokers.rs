@@ -179,7 +179,13 @@ fn times_out(kind: &str) {
             let pushed = mounts[0].sh("echo last > topic");
             pushed.status.success().then_some(())
         });
-        let lines = mounts[1].lines("topic");
+        // The other one finds out by itself that its connection is dead.
+        let lines = wait_for("the pipe's return on the other mount", || {
+            let read = mounts[1].sh("cat topic@snapshot");
+            let text = String::from_utf8(read.stdout).expect("text");
+            let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            read.status.success().then_some(lines)
+        });
         // What timed out may have arrived, once.
         for doubtful in ["second", "third"] {
             let count = lines.iter().filter(|line| *line == doubtful).count();
