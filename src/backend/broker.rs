@@ -9,16 +9,14 @@ use super::hosts::Hosts;
 use super::secret;
 use crate::error::Result;
 
-/// A scheme that a broker has.
-pub(super) struct Scheme {
-    /// As it stands in URLs, without `+srv`.
-    pub(super) name: &'static str,
+/// The two schemes of a broker. SRV records call both as the plain one.
+pub(super) struct Schemes {
+    /// Without TLS.
+    pub(super) plain: &'static str,
+    /// With TLS.
+    pub(super) tls: &'static str,
     /// The port of a host without one.
     pub(super) port: u16,
-    /// What SRV records call it.
-    pub(super) service: &'static str,
-    /// Whether it means TLS.
-    pub(super) tls: bool,
 }
 
 /// A broker's URL, taken apart. Shown, it has neither user nor password nor query.
@@ -50,11 +48,11 @@ pub(super) struct Credentials {
 }
 
 impl BrokerUrl {
-    /// Takes `text` apart; its scheme is one of `schemes`.
+    /// Takes `text` apart; its scheme is one of the two, perhaps with `+srv`.
     ///
     /// # Errors
     /// What is wrong with it, in words that hold no secret.
-    pub(super) fn parse(text: &str, schemes: &[Scheme]) -> Result<Self, String> {
+    pub(super) fn parse(text: &str, schemes: &Schemes) -> Result<Self, String> {
         let (scheme, rest) = text.split_once("://").ok_or("it has no //")?;
         if rest.contains('#') {
             return Err("it has a fragment (#)".to_owned());
@@ -63,16 +61,17 @@ impl BrokerUrl {
             Some(plain) => (plain, true),
             None => (scheme, false),
         };
-        let known = schemes.iter().find(|known| known.name == plain);
-        let known = known.ok_or_else(|| format!("there is no scheme {scheme:?}"))?;
+        if plain != schemes.plain && plain != schemes.tls {
+            return Err(format!("there is no scheme {scheme:?}"));
+        }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (who, hosts) = match authority.rsplit_once('@') {
             Some((who, hosts)) => (who, hosts),
             None => ("", authority),
         };
-        let service = srv.then_some(known.service);
-        let hosts = Hosts::parse(hosts, known.port, service);
+        let service = srv.then_some(schemes.plain);
+        let hosts = Hosts::parse(hosts, schemes.port, service);
         // A slash in a password cuts it: what follows would be shown as what is wrong with the rest.
         let mut parts = [path, query.split('=').next().unwrap_or_default()].into_iter();
         if !authority.contains('@')
@@ -90,7 +89,7 @@ impl BrokerUrl {
             user: some(user, "the user")?,
             password: some(password, "the password")?,
             path: decoded(path, "the path")?,
-            tls: known.tls.then(TlsFiles::default),
+            tls: (plain == schemes.tls).then(TlsFiles::default),
             query: Vec::new(),
         };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -194,20 +193,11 @@ impl fmt::Debug for BrokerUrl {
 mod tests {
     use super::*;
 
-    const SCHEMES: [Scheme; 2] = [
-        Scheme {
-            name: "nats",
-            port: 4222,
-            service: "nats",
-            tls: false,
-        },
-        Scheme {
-            name: "tls",
-            port: 4222,
-            service: "nats",
-            tls: true,
-        },
-    ];
+    const SCHEMES: Schemes = Schemes {
+        plain: "nats",
+        tls: "tls",
+        port: 4222,
+    };
 
     #[test]
     fn a_url_is_taken_apart_and_shows_no_secret() {

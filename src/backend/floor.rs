@@ -1,10 +1,10 @@
 //! Where pipes start, as far as a client has been told: for backends that learn it from a server.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::Floor;
-use crate::message::Position;
+use super::{Floor, weight};
+use crate::message::{Message, Position};
 use crate::name::PipeName;
 
 /// The floor of a pipe, as far as this client has been told.
@@ -15,6 +15,31 @@ impl KnownFloor {
     pub(super) fn raise(&self, floor: Position) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *known = floor.max(*known);
+    }
+
+    /// Takes out of `pending` what was dropped, and up to `max_bytes` (at least one message) of what stands
+    /// before `before`. Returns the latter.
+    pub(super) fn take(
+        &self,
+        pending: &mut VecDeque<Message>,
+        max_bytes: usize,
+        before: Position,
+    ) -> Vec<Message> {
+        let floor = self.position();
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while let Some(message) = pending.front() {
+            if message.position >= floor {
+                if message.position >= before || bytes >= max_bytes.max(1) {
+                    break;
+                }
+                bytes += weight(&message.data);
+                taken.extend(pending.pop_front());
+            } else {
+                pending.pop_front();
+            }
+        }
+        taken
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use tokio::sync::Notify;
 
-use super::{Backend, Caps, Floor, Fut, Limit, PipeInfo, Source, Start, weight};
+use super::{Backend, Caps, Floor, Fut, Limit, PipeInfo, Source, Start, not_found, weight};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Message, Position, Producers, PushId, micros_from_time};
 use crate::name::PipeName;
@@ -188,10 +188,6 @@ impl Pipes {
         }
         self.by_name.entry(name.clone()).or_default()
     }
-}
-
-fn not_found(name: &PipeName) -> Error {
-    Error::new(Kind::NotFound, format!("there is no pipe {name}"))
 }
 
 impl Backend for Memory {

@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Message, Position, PushId};
 use crate::name::PipeName;
 
@@ -177,6 +177,11 @@ pub trait Floor: Send + Sync {
     /// every read: it MUST be cheap and MUST NOT wait. A backend that learns of other participants' resets
     /// only later says so in the README's table.
     fn position(&self) -> Position;
+}
+
+/// What is said of a pipe that is not there.
+fn not_found(pipe: &PipeName) -> Error {
+    Error::new(Kind::NotFound, format!("there is no pipe {pipe}"))
 }
 
 /// Opens the backend that `url` names.

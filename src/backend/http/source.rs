@@ -9,7 +9,7 @@ use super::client::translated;
 use super::wire::{self, Record, Records};
 use super::{Shared, not_a_gateway};
 use crate::backend::floor::KnownFloor;
-use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
+use crate::backend::{Floor, Fut, Limit, Source, Start};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Message, Position};
 use crate::name::PipeName;
@@ -103,23 +103,11 @@ impl Subscriber {
 
     /// Takes what was dropped out of `pending`, and up to `max_bytes` of what stands before `before`.
     fn take(&mut self, max_bytes: usize, before: Option<Position>) -> Vec<Message> {
-        let floor = self.floor.position();
-        let mut taken = Vec::new();
-        let mut bytes = 0;
-        while let Some(message) = self.pending.front() {
-            if message.position >= floor {
-                if before.is_some_and(|before| message.position >= before)
-                    || bytes >= max_bytes.max(1)
-                {
-                    break;
-                }
-                bytes += weight(&message.data);
-                taken.extend(self.pending.pop_front());
-            } else {
-                self.pending.pop_front();
-            }
-        }
-        taken
+        self.floor.take(
+            &mut self.pending,
+            max_bytes,
+            before.unwrap_or(Position::MAX),
+        )
     }
 
     /// Reads on in the stream until it has said something.

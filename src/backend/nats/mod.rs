@@ -38,7 +38,7 @@ use serde_json::{Value, json};
 pub use options::NatsUrl;
 
 use super::floor::Floors;
-use super::{Backend, Caps, Fut, PipeInfo, Source, Start, secret};
+use super::{Backend, Caps, Fut, PipeInfo, Source, Start, not_found, secret};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, Producers, PushId};
 use crate::name::PipeName;
@@ -367,10 +367,6 @@ fn done(pipe: &PipeName, answer: Result<Value, ApiError>) -> Result<()> {
         Err(error) if error.is(NOT_FOUND) => Err(not_found(pipe)),
         Err(error) => Err(error.typed()),
     }
-}
-
-fn not_found(pipe: &PipeName) -> Error {
-    Error::new(Kind::NotFound, format!("there is no pipe {pipe}"))
 }
 
 /// A page of a list.

@@ -5,25 +5,16 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::names::Naming;
-use crate::backend::broker::{BrokerUrl, Scheme};
+use crate::backend::broker::{BrokerUrl, Schemes};
 
 /// What stands in front of a pipe's name in its stream's, unless the URL says otherwise.
 const PREFIX: &str = "dnpipes-";
 
-const SCHEMES: [Scheme; 2] = [
-    Scheme {
-        name: "nats",
-        port: 4222,
-        service: "nats",
-        tls: false,
-    },
-    Scheme {
-        name: "tls",
-        port: 4222,
-        service: "nats",
-        tls: true,
-    },
-];
+const SCHEMES: Schemes = Schemes {
+    plain: "nats",
+    tls: "tls",
+    port: 4222,
+};
 
 /// Where NATS servers are, and how to speak to them.
 #[derive(Clone, PartialEq, Eq)]

@@ -128,21 +128,7 @@ impl Subscriber {
 
     /// Takes what was dropped out of `pending`, and up to `max_bytes` of what stands before `before`.
     fn take(&mut self, max_bytes: usize, before: Position) -> Vec<Message> {
-        let floor = self.floor.position();
-        let mut taken = Vec::new();
-        let mut bytes = 0;
-        while let Some(message) = self.pending.front() {
-            if message.position >= floor {
-                if message.position >= before || bytes >= max_bytes.max(1) {
-                    break;
-                }
-                bytes += weight(&message.data);
-                taken.extend(self.pending.pop_front());
-            } else {
-                self.pending.pop_front();
-            }
-        }
-        taken
+        self.floor.take(&mut self.pending, max_bytes, before)
     }
 
     fn put(&mut self, epoch: u64, seq: u64, time: SystemTime, data: Bytes) {

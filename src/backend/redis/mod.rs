@@ -25,8 +25,8 @@ use redis::Value;
 
 pub use options::RedisUrl;
 
-use super::{Backend, Caps, Fut, PipeInfo, Source, Start};
-use crate::error::{Error, Kind, Result};
+use super::{Backend, Caps, Fut, PipeInfo, Source, Start, not_found};
+use crate::error::{Kind, Result};
 use crate::message::{Batch, Position, PushId, time_from_micros};
 use crate::name::PipeName;
 use client::{Client, Lane};
@@ -125,10 +125,6 @@ fn behind(position: Position) -> Position {
         (None, Some(ms)) => Position::new(ms, 0),
         (None, None) => Position::MAX,
     }
-}
-
-fn not_found(pipe: &PipeName) -> Error {
-    Error::new(Kind::NotFound, format!("there is no pipe {pipe}"))
 }
 
 impl Redis {

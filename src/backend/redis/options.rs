@@ -2,22 +2,13 @@
 
 use std::fmt;
 
-use crate::backend::broker::{BrokerUrl, Scheme};
+use crate::backend::broker::{BrokerUrl, Schemes};
 
-const SCHEMES: [Scheme; 2] = [
-    Scheme {
-        name: "redis",
-        port: 6379,
-        service: "redis",
-        tls: false,
-    },
-    Scheme {
-        name: "rediss",
-        port: 6379,
-        service: "redis",
-        tls: true,
-    },
-];
+const SCHEMES: Schemes = Schemes {
+    plain: "redis",
+    tls: "rediss",
+    port: 6379,
+};
 
 /// What pipes' keys begin with, unless `?prefix=` says otherwise.
 const PREFIX: &str = "dnpipes:";

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OptionalExtension, Row};
 use tokio::task::AbortHandle;
 
-use super::{Backend, Caps, Fut, PipeInfo, Source, Start};
+use super::{Backend, Caps, Fut, PipeInfo, Source, Start, not_found};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId, time_from_micros};
 use crate::name::PipeName;
@@ -288,10 +288,6 @@ impl Log {
             modified: time_from_micros(self.tail.as_ref().map_or(self.modified, |tail| tail.time)),
         }
     }
-}
-
-fn not_found(name: &PipeName) -> Error {
-    Error::new(Kind::NotFound, format!("there is no pipe {name}"))
 }
 
 impl Backend for Sqlite {
