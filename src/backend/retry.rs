@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -76,7 +75,13 @@ impl Retry {
                     }
                     return Ok(value);
                 }
-                Err(error) => return Err(error),
+                // What became of an earlier try is not known by it.
+                Err(error) => {
+                    return Err(match outage {
+                        Some(outage) if outage.is_doubtful() => error.maybe_applied(),
+                        _ => error,
+                    });
+                }
             }
         }
     }
@@ -101,14 +106,20 @@ impl Outage {
         }
     }
 
+    /// Whether a try that failed may have been done all the same.
+    fn is_doubtful(&self) -> bool {
+        let cause = self.cause.as_ref();
+        cause.is_some_and(|cause| cause.applied() == Applied::Unknown)
+    }
+
     async fn wait(&mut self, error: Error, what: &str, pipe: Option<&PipeName>) {
         if self.cause.is_none() {
             log::warn!("{what}{}: {error}; trying again", named(pipe));
         }
-        self.cause = Some(match self.cause.take() {
-            // Once in doubt, in doubt: a later clean failure does not tell what became of an earlier try.
-            Some(earlier) if earlier.applied() == Applied::Unknown => error.maybe_applied(),
-            _ => error,
+        // Once in doubt, in doubt: a later clean failure does not tell what became of an earlier try.
+        self.cause = Some(match self.is_doubtful() {
+            true => error.maybe_applied(),
+            false => error,
         });
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(LONGEST);
@@ -188,23 +199,16 @@ impl Backend for Retry {
 
     fn remove<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
         Box::pin(async move {
-            let doubtful = AtomicBool::new(false);
-            self.run("removing", Some(pipe), async || {
-                match self.inner.remove(pipe).await {
-                    // An earlier try may have done it.
-                    Err(error)
-                        if error.kind() == Kind::NotFound && doubtful.load(Ordering::Relaxed) =>
-                    {
-                        Ok(())
-                    }
-                    Err(error) => {
-                        doubtful.fetch_or(error.applied() == Applied::Unknown, Ordering::Relaxed);
-                        Err(error)
-                    }
-                    Ok(()) => Ok(()),
+            let removed = self.run("removing", Some(pipe), || self.inner.remove(pipe));
+            match removed.await {
+                // An earlier try may have done it.
+                Err(error)
+                    if error.kind() == Kind::NotFound && error.applied() == Applied::Unknown =>
+                {
+                    Ok(())
                 }
-            })
-            .await
+                result => result,
+            }
         })
     }
 

@@ -1,12 +1,22 @@
 //! Pushes whose first request arrives behind the repeated one, as over a network that was cut and is whole
 //! again.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::curl::get;
-use crate::gateway::Gateway;
+use dnpipes::backend::Backend;
+use dnpipes::backend::http::{Http, HttpUrl};
+use dnpipes::backend::retry::Retry;
+use dnpipes::error::{Applied, Kind};
+use dnpipes::message::{Batch, Producer, PushId};
+use dnpipes::name::PipeName;
+
+use crate::curl::{curl, get};
+use crate::gateway::{Gateway, text};
 use crate::raw::Raw;
 
 const BODY: &[u8] = b"\0\0\0\x05order";
@@ -107,8 +117,13 @@ fn the_same_key_at_the_same_time_is_stored_once() {
     }
 }
 
-/// Passes requests on to the gateway, and swallows the first answer to one that begins with `method`.
-fn swallow_one_answer(gateway: &Gateway, method: &'static str) -> u16 {
+/// Passes requests on to the gateway, and swallows the first answer to one that begins with `method`, once
+/// `meanwhile` has happened.
+fn swallow_one_answer(
+    gateway: &Gateway,
+    method: &'static str,
+    meanwhile: impl Fn() + Send + 'static,
+) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("its address").port();
     let behind = gateway.port();
@@ -124,6 +139,7 @@ fn swallow_one_answer(gateway: &Gateway, method: &'static str) -> u16 {
                 let count = gateway.read(&mut bytes).expect("an answer");
                 if last {
                     swallowed = true;
+                    meanwhile();
                     break;
                 }
                 client.write_all(&bytes[..count]).expect("passed back");
@@ -136,7 +152,7 @@ fn swallow_one_answer(gateway: &Gateway, method: &'static str) -> u16 {
 #[test]
 fn a_removal_whose_answer_was_lost_is_no_error_when_it_is_repeated() {
     let gateway = Gateway::start("memory:", &[]);
-    let port = swallow_one_answer(&gateway, "DELETE");
+    let port = swallow_one_answer(&gateway, "DELETE", || ());
     let dnpipes = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dnpipes"));
         command
@@ -149,4 +165,36 @@ fn a_removal_whose_answer_was_lost_is_no_error_when_it_is_repeated() {
     assert!(removed.status.success(), "{removed:?}");
     // One that nobody had removed is an error still.
     assert_eq!(dnpipes(&["rm", "topic"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_push_whose_answer_was_lost_stays_in_doubt_when_its_repeat_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let tokens = folder.path().join("tokens");
+    let file = tokens.clone();
+    let admit = move |token: &str| fs::write(&file, token).expect("the tokens");
+    admit("a-token-of-the-tests\n");
+    let gateway = Gateway::start("memory:", &["--token-file", &text(&tokens)]);
+    let (pid, list) = (gateway.pid(), format!("{}v1/pipes", gateway.url()));
+    let port = swallow_one_answer(&gateway, "POST", move || {
+        admit("another-token-of-the-tests\n");
+        // SAFETY: the gateway is not reaped before the test ends.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGHUP) }, 0);
+        let another = "Authorization: Bearer another-token-of-the-tests";
+        while curl(&["-H", another, &list]).0 != 200 {}
+    });
+    let url = HttpUrl::parse(&format!("http://:a-token-of-the-tests@127.0.0.1:{port}/"));
+    let client = Http::open(&url.expect("legal")).expect("a client");
+    let client = Retry::new(Arc::new(client), Some(Duration::from_secs(20)));
+    let id = PushId::first(Producer::random().expect("randomness"), 1);
+    let batch = Batch::new(vec!["x".into()]).expect("one");
+    let pipe = PipeName::new("topic").expect("legal");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let refused = runtime.block_on(client.push(&pipe, id, batch));
+    let error = refused.expect_err("refused");
+    // Whoever writes it again must do so under the same identity.
+    assert_eq!(
+        (error.kind(), error.applied()),
+        (Kind::Denied, Applied::Unknown)
+    );
 }
