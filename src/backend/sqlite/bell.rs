@@ -2,7 +2,8 @@
 //!
 //! - **Turns**: SQLite's own lock lets one writer in at a time, but nobody queues for it: a process that
 //!   pushes all the time starves the others. So whoever finds it taken queues for the turn (a byte-range
-//!   lock, fcntl(2), of the open file description), and nobody overtakes while somebody has the turn.
+//!   lock, fcntl(2), of the open file description), and nobody overtakes while somebody has the turn. How many
+//!   queue stands in shared memory, so that nobody has to ask for the lock while none does.
 //! - **Telling**: after a commit the writer puts a new number into the pipe's slot, and inotify(7) wakes
 //!   the other processes. Watching the write-ahead log instead would not do: its event comes before the
 //!   commit is visible.
@@ -10,6 +11,8 @@
 //!   system call, that what it holds may have been dropped. The number is odd from before the commit until
 //!   after it. A process that dies in between leaves it odd; then readers look each time, until somebody
 //!   who may write makes it even.
+//! - **Presence**: each process keeps a lock while it has the file open. Who opens it and finds nobody else
+//!   takes back what processes that died have left in the counts.
 
 use std::fs::File;
 use std::io;
@@ -27,7 +30,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Pipes share this many slots; two in one slot wake each other's readers for nothing, no more.
 const SLOTS: usize = 512;
@@ -36,13 +39,19 @@ const SLOT: usize = size_of::<u64>();
 /// What rings when a pipe is made; no pipe has this id.
 pub(super) const NEW_PIPE: u64 = 0;
 
-/// Numbers behind the slots: of resets, twice, and of processes in which somebody waits.
+/// Numbers behind the slots: of resets, twice; of processes in which somebody waits; of those that queue for the
+/// turn or have it. A process that dies leaves too great a number of the latter two, never too small a one.
 const RESETS: usize = SLOTS;
 const LISTENERS: usize = SLOTS + 1;
+const QUEUED: usize = SLOTS + 2;
 const MAPPED: usize = 2 * SLOTS * SLOT;
 
-/// The lock's byte lies far behind the slots.
+/// The locks' bytes lie far behind the slots.
 const TURN: i64 = 1 << 20;
+const PRESENCE: i64 = TURN + 1;
+
+/// How long another process may be looking whether it is alone.
+const LOOKING: Duration = Duration::from_secs(5);
 
 /// How often to look without having been told, where inotify is not to be had.
 const POLL: Duration = Duration::from_millis(50);
@@ -94,7 +103,7 @@ impl Shared {
         }
     }
 
-    /// The number at `index`: of a slot, or [`RESETS`] or [`LISTENERS`].
+    /// The number at `index`: of a slot, or [`RESETS`], [`LISTENERS`] or [`QUEUED`].
     fn number(&self, index: usize) -> &AtomicU64 {
         assert!(index < MAPPED / SLOT);
         // SAFETY: within the mapping, aligned, and only ever used as an atomic.
@@ -148,7 +157,17 @@ impl Drop for Waiter {
 }
 
 /// The turn, until it is dropped.
-pub(super) struct Turn<'a>(&'a Bell);
+pub(super) struct Turn<'a>(Place<'a>);
+
+/// A place in the queue for the turn, until it is dropped.
+struct Place<'a>(&'a Bell);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let queued = self.0.shared.number(QUEUED);
+        queued.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 /// A reset, until it is dropped: with the number that it has made odd.
 pub(super) struct Resetting<'a>(&'a Bell, u64);
@@ -190,6 +209,7 @@ impl Bell {
             told: Mutex::new([0; SLOTS]),
             number: AtomicU64::new(u64::from_ne_bytes(start)),
         };
+        bell.show_presence()?;
         bell.changed();
         Ok(bell)
     }
@@ -301,23 +321,45 @@ impl Bell {
         }
     }
 
-    /// The turn, if no other process has it. Threads of one process share it; they must queue before.
-    fn try_turn(&self) -> Result<Option<Turn<'_>>> {
-        match self.lock(libc::F_OFD_SETLK, libc::F_WRLCK) {
-            Ok(_) => Ok(Some(Turn(self))),
+    /// Takes a lock, if no other process has it. Threads of one process share it; they must queue before.
+    fn try_lock(&self, byte: i64, kind: libc::c_int) -> Result<bool> {
+        match self.lock(byte, libc::F_OFD_SETLK, kind) {
+            Ok(_) => Ok(true),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
-                Ok(None)
+                Ok(false)
             }
             Err(error) => Err(Error::io(format!("locking {}", self.path.display()), error)),
         }
     }
 
+    /// Shows that this process is there; if it is the only one, what others have left is taken back.
+    fn show_presence(&self) -> Result<()> {
+        if self.try_lock(PRESENCE, libc::F_WRLCK)? {
+            for left in [LISTENERS, QUEUED] {
+                self.shared.number(left).store(0, Ordering::SeqCst);
+            }
+        }
+        let since = Instant::now();
+        let mut pause = Pause::default();
+        while !self.try_lock(PRESENCE, libc::F_RDLCK)? {
+            if since.elapsed() > LOOKING {
+                let why = format!("{}: another process keeps it locked", self.path.display());
+                return Err(Error::new(Kind::Unreachable, why));
+            }
+            pause.rest();
+        }
+        Ok(())
+    }
+
     /// Waits for the turn, which others have for a moment only; `None` when it is not wanted any more.
     pub(super) fn turn(&self, wanted: impl Fn() -> bool) -> Result<Option<Turn<'_>>> {
+        let queued = self.shared.number(QUEUED);
+        queued.fetch_add(1, Ordering::SeqCst);
+        let place = Place(self);
         let mut pause = Pause::default();
         while wanted() {
-            if let Some(turn) = self.try_turn()? {
-                return Ok(Some(turn));
+            if self.try_lock(TURN, libc::F_WRLCK)? {
+                return Ok(Some(Turn(place)));
             }
             pause.rest();
         }
@@ -326,20 +368,23 @@ impl Bell {
 
     /// Whether another process has the turn.
     pub(super) fn is_turn_taken(&self) -> bool {
-        match self.lock(libc::F_OFD_GETLK, libc::F_WRLCK) {
+        if self.shared.number(QUEUED).load(Ordering::SeqCst) == 0 {
+            return false;
+        }
+        match self.lock(TURN, libc::F_OFD_GETLK, libc::F_WRLCK) {
             Ok(found) => found != libc::F_UNLCK,
             // Then queueing will say what is wrong.
             Err(_) => true,
         }
     }
 
-    /// fcntl(2) on the turn's byte; returns the kind of lock that the kernel wrote back.
-    fn lock(&self, command: libc::c_int, kind: libc::c_int) -> io::Result<libc::c_int> {
+    /// fcntl(2) on a byte; returns the kind of lock that the kernel wrote back.
+    fn lock(&self, byte: i64, command: libc::c_int, kind: libc::c_int) -> io::Result<libc::c_int> {
         // SAFETY: `flock` is plain data, for which all zeros is a valid value.
         let mut range: libc::flock = unsafe { std::mem::zeroed() };
         range.l_type = kind as libc::c_short;
         range.l_whence = libc::SEEK_SET as libc::c_short;
-        range.l_start = TURN;
+        range.l_start = byte;
         range.l_len = 1;
         loop {
             // SAFETY: the descriptor is open as long as `self`, and `range` outlives the call.
@@ -356,8 +401,9 @@ impl Bell {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.0.lock(libc::F_OFD_SETLK, libc::F_UNLCK) {
-            log::error!("unlocking {}: {error}", self.0.path.display());
+        let bell = self.0.0;
+        if let Err(error) = bell.lock(TURN, libc::F_OFD_SETLK, libc::F_UNLCK) {
+            log::error!("unlocking {}: {error}", bell.path.display());
         }
     }
 }
@@ -407,10 +453,33 @@ mod tests {
         assert!(!two.is_turn_taken());
         let turn = one.turn(|| true).expect("a look").expect("the turn");
         assert!(two.is_turn_taken() && !one.is_turn_taken());
-        assert!(two.try_turn().expect("a look").is_none());
+        assert!(!two.try_lock(TURN, libc::F_WRLCK).expect("a look"));
         assert!(two.turn(|| false).expect("a look").is_none());
         drop(turn);
         assert!(!two.is_turn_taken());
+    }
+
+    #[test]
+    fn counts_that_a_dead_process_has_left_are_taken_back_by_who_is_alone() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("bell");
+        let open = || Arc::new(Bell::open(path.clone()).expect("a bell"));
+        let counts = |bell: &Bell| {
+            [LISTENERS, QUEUED].map(|at| bell.shared.number(at).load(Ordering::SeqCst))
+        };
+        let (dead, alive) = (open(), open());
+        let turn = dead.turn(|| true).expect("a look").expect("the turn");
+        // A process that dies takes nothing back, but its locks end.
+        std::mem::forget((dead.waiter(1), turn));
+        dead.lock(TURN, libc::F_OFD_SETLK, libc::F_UNLCK)
+            .and_then(|_| dead.lock(PRESENCE, libc::F_OFD_SETLK, libc::F_UNLCK))
+            .expect("unlocked");
+        assert_eq!(counts(&alive), [1, 1]);
+        assert!(!alive.is_turn_taken(), "nobody has it");
+        let late = open();
+        assert_eq!(counts(&late), [1, 1], "another one is there");
+        drop((alive, late));
+        assert_eq!(counts(&open()), [0, 0]);
     }
 
     #[test]

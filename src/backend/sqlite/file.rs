@@ -207,7 +207,8 @@ impl Disk {
         self.free.saturating_sub(self.reserve()) / 2
     }
 
-    fn checkpoint_pages(&self) -> u64 {
+    /// The log's length at which it is moved into the database, in pages.
+    pub(super) fn checkpoint_pages(&self) -> u64 {
         (self.reserve() / 4 / PAGE).clamp(16, CHECKPOINT_PAGES)
     }
 }

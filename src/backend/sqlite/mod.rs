@@ -1,7 +1,8 @@
 //! The embedded default: one SQLite file (write-ahead log) that several processes of one host share.
 //!
 //! - [`file`]: the file, its schema, connections; [`chunk`]: messages in a row.
-//! - [`writer`]: pushes, gathered into transactions; the other changes; [`rows`]: their statements.
+//! - [`writer`]: pushes, gathered into transactions; the other changes; [`rows`]: their statements;
+//!   [`pen`]: the connection that writes.
 //! - [`cursor`]: subscribers; [`bell`]: turns at writing, and waking readers in other processes.
 //!
 //! Calls run where they are made, without a task switch: reads always, a push when nobody else is
@@ -11,6 +12,7 @@ mod bell;
 mod chunk;
 mod cursor;
 mod file;
+mod pen;
 mod rows;
 mod writer;
 

@@ -14,12 +14,11 @@ use tokio::sync::oneshot;
 use super::bell::{self, Pause};
 use super::chunk::{self, Key};
 use super::file::Disk;
-use super::{Durability, Log, Store, Wanted, file, not_found, rows};
+use super::pen::{Changes, Pen};
+use super::{Durability, Log, Store, Tail, Wanted, file, not_found, rows};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId, micros_from_time};
 use crate::name::PipeName;
-
-const CACHE_KIB: u32 = 4096;
 
 /// Transactions that a caller leads for others before the blocking threads take over.
 const ROUNDS: usize = 4;
@@ -28,11 +27,14 @@ const ROUNDS: usize = 4;
 /// that is under way takes on a disk with much to do.
 const BUSY: Duration = Duration::from_secs(2);
 
+/// How long after the last push a process lets go of what it holds for the next one.
+const REST: Duration = Duration::from_millis(20);
+
 /// Room that a row takes beside its messages, at most, in bytes.
 const ROW: u64 = 16 << 10;
 
 pub(super) struct Writer {
-    connection: Mutex<Connection>,
+    pen: Mutex<Pen>,
     queue: Mutex<Queue>,
     /// Bytes that may be pushed before the disk is looked at again.
     allowance: AtomicU64,
@@ -67,9 +69,8 @@ struct Stored {
 
 impl Writer {
     pub(super) fn open(path: &Path, durability: Durability) -> Result<Self> {
-        let connection = file::connect(path, durability, CACHE_KIB, Duration::ZERO)?;
         Ok(Writer {
-            connection: Mutex::new(connection),
+            pen: Mutex::new(Pen::open(path, durability)?),
             queue: Mutex::default(),
             allowance: AtomicU64::new(0),
         })
@@ -97,10 +98,17 @@ impl Writer {
         Ok(())
     }
 
-    fn connection(&self) -> MutexGuard<'_, Connection> {
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn pen(&self) -> MutexGuard<'_, Pen> {
+        self.pen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pen, if nobody writes with it.
+    fn free_pen(&self) -> Option<MutexGuard<'_, Pen>> {
+        match self.pen.try_lock() {
+            Ok(pen) => Some(pen),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -165,17 +173,16 @@ pub(super) async fn push(
 
 impl Store {
     /// Leads without waiting for anybody; false if that cannot finish the work.
-    fn lead_here(&self) -> bool {
+    fn lead_here(self: &Arc<Self>) -> bool {
         for _ in 0..ROUNDS {
-            let connection = match self.writer.connection.try_lock() {
-                Ok(connection) => connection,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return false,
-            };
-            let Some(changes) = self.try_begin(&connection) else {
+            let Some(mut pen) = self.writer.free_pen() else {
                 return false;
             };
-            self.commit(changes, self.writer.waiting());
+            let Some(changes) = self.try_begin(&mut pen) else {
+                return false;
+            };
+            let left = self.commit(changes, self.writer.waiting());
+            self.commit_each(&mut pen, left);
             if self.writer.is_done() {
                 return true;
             }
@@ -184,34 +191,36 @@ impl Store {
     }
 
     /// Leads until nothing waits.
-    fn lead(&self) {
+    fn lead(self: &Arc<Self>) {
         while !self.writer.is_done() {
-            let connection = self.writer.connection();
-            match self.begin(&connection, || self.writer.is_wanted()) {
+            let mut pen = self.writer.pen();
+            let left = match self.begin(&mut pen, || self.writer.is_wanted()) {
                 Ok(Some(changes)) => self.commit(changes, self.writer.waiting()),
-                Ok(None) => {}
+                Ok(None) => Vec::new(),
                 Err(error) => {
                     for job in self.writer.waiting() {
                         answer(job, Err(Error::new(error.kind(), error.to_string())));
                     }
+                    Vec::new()
                 }
-            }
+            };
+            self.commit_each(&mut pen, left);
         }
     }
 
     /// Begins a transaction if nobody else is writing or waits to.
-    fn try_begin<'a>(&self, connection: &'a Connection) -> Option<Changes<'a>> {
+    fn try_begin<'a>(&self, pen: &'a mut Pen) -> Option<Changes<'a>> {
         if self.bell.is_turn_taken() {
             return None;
         }
         // If something else is wrong than that it is taken, `begin` will say what.
-        Changes::begin(connection).ok()
+        pen.begin().is_ok().then(|| pen.changes())
     }
 
     /// Begins a transaction when the turn has come; `None` if it is not wanted any more.
     fn begin<'a>(
         &self,
-        connection: &'a Connection,
+        pen: &'a mut Pen,
         wanted: impl Fn() -> bool,
     ) -> Result<Option<Changes<'a>>> {
         let Some(_turn) = self.bell.turn(&wanted)? else {
@@ -219,16 +228,10 @@ impl Store {
         };
         let since = Instant::now();
         let mut pause = Pause::default();
-        loop {
-            match Changes::begin(connection) {
-                // Looked at again behind the lock: nothing that comes later is changed unwanted.
-                Ok(changes) => return Ok(wanted().then_some(changes)),
-                Err(error) => {
-                    let error = self.error("writing", error);
-                    if error.kind() != Kind::Unreachable || since.elapsed() > BUSY {
-                        return Err(error);
-                    }
-                }
+        while let Err(error) = pen.begin() {
+            let error = self.error("writing", error);
+            if error.kind() != Kind::Unreachable || since.elapsed() > BUSY {
+                return Err(error);
             }
             if !wanted() {
                 return Ok(None);
@@ -236,15 +239,19 @@ impl Store {
             // Who has the turn is next: only the transaction that is under way stands before.
             pause.rest();
         }
+        let changes = pen.changes();
+        // Looked at again behind the lock: nothing that comes later is changed unwanted.
+        Ok(wanted().then_some(changes))
     }
 
     fn error(&self, what: &str, error: rusqlite::Error) -> Error {
         file::sqlite(format!("{what} in {}", self.path.display()), error)
     }
 
-    /// Stores the jobs' pushes in the transaction that has begun, and answers them.
-    fn commit(&self, changes: Changes<'_>, jobs: Vec<Job>) {
-        let connection = changes.0;
+    /// Stores the jobs' pushes in the transaction that has begun, and answers them; returns those that have to
+    /// be tried one by one.
+    #[must_use]
+    fn commit(self: &Arc<Self>, changes: Changes<'_>, jobs: Vec<Job>) -> Vec<Job> {
         match self.store(changes, &jobs) {
             Ok(stored) => {
                 for (job, stored) in jobs.into_iter().zip(stored) {
@@ -256,32 +263,38 @@ impl Store {
                 }
             }
             // One push that cannot be stored must not take the others with it.
-            Err(_) if jobs.len() > 1 => {
-                for job in jobs {
-                    match self.begin(connection, || !job.done.is_closed()) {
-                        Ok(Some(changes)) => self.commit(changes, vec![job]),
-                        Ok(None) => {}
-                        Err(error) => answer(job, Err(error)),
-                    }
-                }
-            }
+            Err(_) if jobs.len() > 1 => return jobs,
             Err(error) => {
                 if let Some(job) = jobs.into_iter().next() {
                     answer(job, Err(error));
                 }
             }
         }
+        Vec::new()
     }
 
-    fn store(&self, changes: Changes<'_>, jobs: &[Job]) -> Result<Vec<Stored>> {
+    fn commit_each(self: &Arc<Self>, pen: &mut Pen, jobs: Vec<Job>) {
+        for job in jobs {
+            match self.begin(pen, || !job.done.is_closed()) {
+                Ok(Some(changes)) => {
+                    let left = self.commit(changes, vec![job]);
+                    debug_assert!(left.is_empty());
+                }
+                Ok(None) => {}
+                Err(error) => answer(job, Err(error)),
+            }
+        }
+    }
+
+    fn store(self: &Arc<Self>, mut changes: Changes<'_>, jobs: &[Job]) -> Result<Vec<Stored>> {
         self.bell.end_reset();
         let now = micros_from_time(SystemTime::now());
         let stored = jobs
             .iter()
-            .map(|job| append(changes.0, job, now))
+            .map(|job| append(&mut changes, job, now))
             .collect::<rusqlite::Result<Vec<Stored>>>()
             .map_err(|error| self.error("pushing", error))?;
-        changes.commit().map_err(|error| {
+        let holds = changes.commit().map_err(|error| {
             let error = self.error("pushing", error);
             match error.kind() {
                 // Rolled back: SQLite takes these back as a whole.
@@ -289,7 +302,29 @@ impl Store {
                 _ => error.maybe_applied(),
             }
         })?;
+        if holds {
+            self.rest_later();
+        }
         Ok(stored)
+    }
+
+    /// Lets go of what the pen holds once nobody has pushed for a while.
+    fn rest_later(self: &Arc<Self>) {
+        let store = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let mut seen = None;
+            loop {
+                tokio::time::sleep(REST).await;
+                let Some(store) = store.upgrade() else {
+                    return;
+                };
+                // Where it is taken, somebody writes.
+                let pen = store.writer.free_pen();
+                if pen.is_some_and(|mut pen| pen.rest(&mut seen)) {
+                    return;
+                }
+            }
+        });
     }
 
     /// Runs `change` in a transaction of its own.
@@ -299,11 +334,12 @@ impl Store {
         wanted: impl Fn() -> bool,
         change: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T> {
-        let connection = self.writer.connection();
-        let Some(changes) = self.begin(&connection, wanted)? else {
+        let mut pen = self.writer.pen();
+        pen.let_go();
+        let Some(changes) = self.begin(&mut pen, wanted)? else {
             return Err(Error::new(Kind::Interrupted, format!("{what}: given up")));
         };
-        let value = change(&connection).map_err(|error| self.error(what, error))?;
+        let value = change(changes.connection()).map_err(|error| self.error(what, error))?;
         changes.commit().map_err(|error| self.error(what, error))?;
         Ok(value)
     }
@@ -390,37 +426,12 @@ impl Store {
             // The file gets shorter when the log is moved into it. Readers may keep a part of it back; then
             // a later commit does the rest.
             self.writer
-                .connection()
+                .pen()
+                .idle()
                 .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
                 .map_err(|error| self.error("freeing room", error))?;
         }
         Ok(())
-    }
-}
-
-/// A transaction that writes; dropped, it is rolled back.
-struct Changes<'a>(&'a Connection);
-
-impl<'a> Changes<'a> {
-    fn begin(connection: &'a Connection) -> rusqlite::Result<Self> {
-        connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        Ok(Changes(connection))
-    }
-
-    fn commit(self) -> rusqlite::Result<()> {
-        self.0.prepare_cached("COMMIT")?.execute([])?;
-        Ok(())
-    }
-}
-
-impl Drop for Changes<'_> {
-    fn drop(&mut self) {
-        // After a commit, and after failures for which SQLite rolls back, there is none open.
-        if !self.0.is_autocommit()
-            && let Err(error) = self.0.execute_batch("ROLLBACK")
-        {
-            log::error!("rolling back: {error}");
-        }
     }
 }
 
@@ -431,30 +442,28 @@ fn answer(job: Job, result: Result<Position>) {
     }
 }
 
-fn append(connection: &Connection, job: &Job, now: u64) -> rusqlite::Result<Stored> {
+fn append(changes: &mut Changes<'_>, job: &Job, now: u64) -> rusqlite::Result<Stored> {
     if job.id.repeated
-        && let Some(position) = rows::find(connection, &job.pipe, job.id)?
+        && let Some(position) = rows::find(changes.connection(), &job.pipe, job.id)?
     {
         return Ok(Stored {
             position,
             made_pipe: false,
         });
     }
-    let found = Log::find(connection, &job.pipe)?;
+    let found = changes.log(&job.pipe)?;
     let made_pipe = found.is_none();
-    let log = match found {
+    let mut log = match found {
         Some(log) => log,
-        None => rows::insert_pipe(connection, &job.pipe, now)?,
+        None => rows::insert_pipe(changes.connection(), &job.pipe, now)?,
     };
-    let mut last = log.next() - 1;
-    let mut total = log.total();
-    let mut insert = connection.prepare_cached(
+    let mut insert = changes.connection().prepare_cached(
         "INSERT INTO chunk (key, count, total, time, producer, push, checksum, data)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
     for run in chunk::runs(job.batch.messages()) {
-        last += run.len() as u64;
-        total += run.iter().map(|message| message.len() as u64).sum::<u64>();
+        let last = log.next() - 1 + run.len() as u64;
+        let total = log.total() + run.iter().map(|message| message.len() as u64).sum::<u64>();
         let key = Key::of(log.slot, last);
         let row = chunk::encode(run);
         insert.execute((
@@ -467,9 +476,17 @@ fn append(connection: &Connection, job: &Job, now: u64) -> rusqlite::Result<Stor
             chunk::checksum(key, run.len() as u64, &row),
             row,
         ))?;
+        log.tail = Some(Tail {
+            last,
+            total,
+            time: now,
+        });
     }
+    drop(insert);
+    let position = Position::new(log.id, log.next() - 1);
+    changes.note(&job.pipe, log);
     Ok(Stored {
-        position: Position::new(log.id, last),
+        position,
         made_pipe,
     })
 }
