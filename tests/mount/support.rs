@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -73,7 +73,15 @@ impl Store {
             .open(bell)
             .expect("the store's bell");
         let held = HeldStore { bell };
-        held.lock(libc::F_WRLCK);
+        held.lock(PRESENCE, libc::F_RDLCK);
+        let mut queued = [0; 8];
+        // The file of a store that is being made is empty yet.
+        let read = held.bell.read_at(&mut queued, QUEUED);
+        read.expect("the bell is readable");
+        let queued = u64::from_ne_bytes(queued) + 1;
+        let written = held.bell.write_all_at(&queued.to_ne_bytes(), QUEUED);
+        written.expect("the bell is writable");
+        held.lock(TURN, libc::F_WRLCK);
         held
     }
 
@@ -106,17 +114,23 @@ impl Store {
     }
 }
 
-/// The right to write to a store.
+/// The right to write to a store. That somebody has it or queues for it is still counted when it is given back:
+/// the others may be counting, too.
 pub(crate) struct HeldStore {
     bell: fs::File,
 }
 
+/// Places in the bell: the locks of who has the turn and of who is there, and the count of those who queue.
+const TURN: i64 = 1 << 20;
+const PRESENCE: i64 = TURN + 1;
+const QUEUED: u64 = 514 * 8;
+
 impl HeldStore {
-    fn lock(&self, kind: libc::c_int) {
+    fn lock(&self, byte: i64, kind: libc::c_int) {
         // SAFETY: `flock` is plain data, for which all zeros is a valid value.
         let mut range: libc::flock = unsafe { std::mem::zeroed() };
         range.l_type = kind as libc::c_short;
-        range.l_start = 1 << 20;
+        range.l_start = byte;
         range.l_len = 1;
         // SAFETY: the descriptor is open, and `range` outlives the call.
         let done = unsafe { libc::fcntl(self.bell.as_raw_fd(), libc::F_OFD_SETLKW, &range) };
@@ -127,7 +141,7 @@ impl HeldStore {
 impl Drop for HeldStore {
     fn drop(&mut self) {
         // A process that is just being started may have a copy of the descriptor for a moment.
-        self.lock(libc::F_UNLCK);
+        self.lock(TURN, libc::F_UNLCK);
     }
 }
 
