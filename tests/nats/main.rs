@@ -10,6 +10,7 @@ mod content;
 mod foreign;
 mod odd;
 mod once;
+mod together;
 mod waiting;
 
 use std::sync::{Mutex, PoisonError};

@@ -38,6 +38,8 @@ pub(super) struct Config {
     #[serde(default)]
     pub(super) max_bytes: i64,
     #[serde(default)]
+    max_msg_size: i64,
+    #[serde(default)]
     pub(super) max_age: i64,
     #[serde(default)]
     pub(super) max_msgs_per_subject: i64,
@@ -48,9 +50,19 @@ pub(super) struct Config {
     #[serde(default)]
     duplicate_window: u64,
     #[serde(default)]
+    pub(super) num_replicas: u32,
+    #[serde(default)]
     pub(super) allow_atomic: bool,
     #[serde(default)]
     pub(super) mirror: Option<Value>,
+}
+
+impl Config {
+    /// Whether some messages are refused and others are not.
+    pub(super) fn may_refuse(&self) -> bool {
+        let limited = self.max_bytes > 0 || self.max_msgs > 0 || self.max_msgs_per_subject > 0;
+        self.max_msg_size > 0 || limited && self.discard == "new"
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -165,6 +177,7 @@ pub(super) const OTHER_STREAM: u32 = 10060;
 pub(super) const INCOMPLETE: u32 = 10176;
 /// A message of a batch has the identity of one that is stored.
 pub(super) const STORED_BEFORE: u32 = 10201;
+pub(super) const OTHER_LAST_MESSAGE: u32 = 10070;
 
 impl ApiError {
     pub(super) fn is(&self, code: u32) -> bool {

@@ -29,6 +29,7 @@ mod single;
 mod source;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -92,6 +93,13 @@ struct Stream {
     last: u64,
     /// Whether it takes atomic batches.
     atomic: bool,
+    /// Whether one server alone decides what is stored. Where several do, a message is looked at before those
+    /// on which it depends are stored.
+    alone: bool,
+    /// Whether it may refuse a message for its size, or as it is full.
+    limited: bool,
+    /// How many short chains are still to come, as others' messages came into a long one.
+    crowded: AtomicU32,
     /// How long the server remembers messages' identities.
     window: Duration,
     seen: Instant,
@@ -105,6 +113,9 @@ impl Stream {
             epoch: info.epoch()?,
             last: info.state.last_seq,
             atomic: info.config.allow_atomic && link.knows_batches(),
+            alone: info.config.num_replicas <= 1,
+            limited: info.config.may_refuse(),
+            crowded: AtomicU32::new(0),
             window: info.duplicate_window(),
             seen: Instant::now(),
         })

@@ -1,11 +1,19 @@
-//! Pushes: messages with identities, in atomic batches where the server has them.
+//! Pushes: messages with identities, and how many of them go together:
+//!
+//! - As an atomic batch, of up to 1,000, where the server has them.
+//! - As a chain, where one server alone has the stream: each message goes only if the one before it is the
+//!   stream's last, so the answer to the last one stands for all. They stay together, and the server is spared
+//!   most of the answers, but a crash may leave the first ones.
+//!   Where others' messages come between, chains are short.
+//! - Each for itself, with its own answer, where neither will do.
 
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_nats::header::{
-    NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID,
+    NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_LAST_MESSAGE_ID,
+    NATS_EXPECTED_STREAM, NATS_MESSAGE_ID,
 };
 use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
@@ -22,6 +30,13 @@ use crate::name::PipeName;
 /// The most messages that servers take as an atomic batch.
 const WHOLE: usize = 1000;
 
+/// The most messages of a chain: fewer than a server lets wait (10,000, its `max_buffered_msgs`).
+const CHAIN: usize = 4096;
+
+/// The most messages of a chain after one into which others have come, and how many such chains.
+const SHORT: usize = 64;
+const CROWDED: u32 = 32;
+
 /// The most messages under way without an acknowledgement, where they do not go as atomic batches.
 const WINDOW: usize = 4096;
 
@@ -34,6 +49,13 @@ pub(super) struct Push {
     /// What its messages' identities start with.
     name: String,
     batch: Batch,
+}
+
+/// How messages go together.
+enum Way {
+    Whole,
+    Chain,
+    Each,
 }
 
 /// What became of messages.
@@ -85,8 +107,8 @@ impl Push {
         let mut last = None;
         let mut misses = 0;
         while next < self.batch.messages().len() {
-            let count = self.next_count(&stream, next);
-            let stored = self.store(&stream, next, count).await;
+            let (way, count) = self.way(&stream, next);
+            let stored = self.store(&stream, way, next, count).await;
             let outcome = stored.map_err(|error| match next {
                 0 => error,
                 // The messages before are stored: only the same push may follow.
@@ -133,23 +155,72 @@ impl Push {
         Ok((stream, found))
     }
 
-    /// How many of the messages from `next` on go together.
-    fn next_count(&self, stream: &Stream, next: usize) -> usize {
+    /// How the messages from `next` on go, and how many of them.
+    fn way(&self, stream: &Stream, next: usize) -> (Way, usize) {
         let left = self.batch.messages().len() - next;
-        match stream.atomic {
-            true => left.min(WHOLE),
-            false => left,
+        if left == 1 || stream.atomic && left <= WHOLE {
+            return (Way::Whole, left);
+        }
+        match (stream.alone, stream.atomic) {
+            (true, atomic) => match self.is_crowded(stream) {
+                false => (Way::Chain, left.min(CHAIN)),
+                true if atomic => (Way::Whole, WHOLE),
+                true => (Way::Chain, left.min(SHORT)),
+            },
+            (false, true) => (Way::Whole, WHOLE),
+            (false, false) => (Way::Each, left),
         }
     }
 
-    async fn store(&self, stream: &Stream, next: usize, count: usize) -> Result<Outcome> {
-        if count == 1 {
-            return self.store_one(stream, next).await;
+    /// Whether others' messages came between those of a push lately.
+    fn is_crowded(&self, stream: &Stream) -> bool {
+        let less = |left: u32| left.checked_sub(1);
+        stream
+            .crowded
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .is_ok()
+    }
+
+    async fn store(&self, stream: &Stream, way: Way, next: usize, count: usize) -> Result<Outcome> {
+        match way {
+            Way::Whole if count == 1 => self.store_one(stream, next).await,
+            Way::Whole => self.store_whole(stream, next, count).await,
+            Way::Chain => self.store_together(stream, next, count).await,
+            Way::Each => {
+                self.shared.warn_of_mixing(stream, &self.link);
+                // Where one may be refused, none may be under way behind it.
+                let window = if stream.limited { 1 } else { WINDOW };
+                self.store_each(stream, next, count, window).await
+            }
         }
-        if !stream.atomic {
-            self.shared.warn_of_mixing(stream, &self.link);
-            return self.store_each(stream, next, count).await;
+    }
+
+    /// Stores messages as a chain, and as short ones where that breaks.
+    async fn store_together(&self, stream: &Stream, next: usize, count: usize) -> Result<Outcome> {
+        if let Some(outcome) = self.store_chain(stream, next, count).await? {
+            return Ok(outcome);
         }
+        stream.crowded.store(CROWDED, Ordering::Relaxed);
+        let mut last = Outcome::Before;
+        // The server knows those again that are stored.
+        for first in (next..next + count).step_by(SHORT) {
+            let some = SHORT.min(next + count - first);
+            let stored = match some < count {
+                true => self.store_chain(stream, first, some).await?,
+                false => None,
+            };
+            last = match stored {
+                Some(outcome) => outcome,
+                None => self.store_each(stream, first, some, 1).await?,
+            };
+            if let Outcome::Elsewhere = last {
+                return went_away(stream, first == next);
+            }
+        }
+        Ok(last)
+    }
+
+    async fn store_whole(&self, stream: &Stream, next: usize, count: usize) -> Result<Outcome> {
         let link = &self.link;
         let (head, last) = (next..next + count - 1, next + count - 1);
         let batch = self.shared.batch_id();
@@ -212,13 +283,54 @@ impl Push {
         outcome(understood(taken(answer))?)
     }
 
-    /// Stores messages one after the other, with many under way at a time.
-    async fn store_each(&self, stream: &Stream, next: usize, count: usize) -> Result<Outcome> {
+    /// Stores a chain; `None` if it broke: then its first messages are stored, or none.
+    async fn store_chain(
+        &self,
+        stream: &Stream,
+        next: usize,
+        count: usize,
+    ) -> Result<Option<Outcome>> {
+        let link = &self.link;
+        let last = next + count - 1;
+        for index in next..last {
+            let headers = self.chained(stream, next, index);
+            let sent = link.send(&stream.subject, None, Some(headers), self.data(index));
+            sent.await.map_err(Error::maybe_applied)?;
+        }
+        let headers = self.chained(stream, next, last);
+        let answer = link.ask(&stream.subject, Some(headers), self.data(last));
+        let answer = answer.await.map_err(Error::maybe_applied)?;
+        match understood(answer)? {
+            Err(error) if error.is(api::OTHER_LAST_MESSAGE) => Ok(None),
+            answer => outcome(answer).map(Some).map_err(Error::maybe_applied),
+        }
+    }
+
+    /// The headers of a message of the chain that begins at `first`.
+    fn chained(&self, stream: &Stream, first: usize, index: usize) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, self.identity(index));
+        match index == first {
+            true => headers.insert(NATS_EXPECTED_STREAM, stream.name.as_str()),
+            // In another stream that one is not the last.
+            false => headers.insert(NATS_EXPECTED_LAST_MESSAGE_ID, self.identity(index - 1)),
+        }
+        headers
+    }
+
+    /// Stores messages one after the other, with up to `window` under way at a time.
+    async fn store_each(
+        &self,
+        stream: &Stream,
+        next: usize,
+        count: usize,
+        window: usize,
+    ) -> Result<Outcome> {
         let mut acks = Acks::listen(&self.link).await?;
         let mut sent = 0;
         let mut last = Outcome::Before;
         for acknowledged in 0..count {
-            while sent < count && sent - acknowledged < WINDOW {
+            while sent < count && sent - acknowledged < window {
                 let mut headers = HeaderMap::new();
                 self.identify(&mut headers, stream, next + sent);
                 let reply = acks.reply();
@@ -234,15 +346,7 @@ impl Push {
             let stored = outcome(understood(taken(answer))?);
             last = stored.map_err(Error::maybe_applied)?;
             if let Outcome::Elsewhere = last {
-                // Those that were sent already may have come to a stream that was made meanwhile.
-                return match acknowledged {
-                    0 => Ok(last),
-                    _ => Err(Error::new(
-                        Kind::Unreachable,
-                        format!("stream {} went away", stream.name),
-                    )
-                    .maybe_applied()),
-                };
+                return went_away(stream, acknowledged == 0);
             }
         }
         Ok(last)
@@ -252,11 +356,25 @@ impl Push {
         self.batch.messages()[index].clone()
     }
 
+    fn identity(&self, index: usize) -> String {
+        format!("{}{index}", self.name)
+    }
+
     /// Says which message it is, and that it is for no other stream.
     fn identify(&self, headers: &mut HeaderMap, stream: &Stream, index: usize) {
-        headers.insert(NATS_MESSAGE_ID, format!("{}{index}", self.name));
+        headers.insert(NATS_MESSAGE_ID, self.identity(index));
         headers.insert(NATS_EXPECTED_STREAM, stream.name.as_str());
     }
+}
+
+/// The stream is not there any more: nothing of some messages is stored if it was so from the first on. Else those
+/// that were sent already may have come to a stream that was made meanwhile.
+fn went_away(stream: &Stream, from_the_first: bool) -> Result<Outcome> {
+    if from_the_first {
+        return Ok(Outcome::Elsewhere);
+    }
+    let why = format!("stream {} went away", stream.name);
+    Err(Error::new(Kind::Unreachable, why).maybe_applied())
 }
 
 fn batch_headers(batch: &str, place: usize) -> HeaderMap {

@@ -113,9 +113,10 @@ impl Block<'_> {
     /// Notes what a message's headers say.
     fn note<'h>(&mut self, seq: u64, header: impl Fn(&'static str) -> Option<&'h str>) {
         self.next = seq + 1;
-        // The last message of an atomic batch, or one that came alone.
-        let ends = header("Nats-Batch-Id").is_none() || header("Nats-Batch-Commit").is_some();
-        self.pushes += u64::from(ends);
+        // The last message of an atomic batch, the first one of a chain, or one that came alone.
+        let together = header("Nats-Batch-Id").is_some() && header("Nats-Batch-Commit").is_none()
+            || header("Nats-Expected-Last-Msg-Id").is_some();
+        self.pushes += u64::from(!together);
         let id = header("Nats-Msg-Id").and_then(|id| id.strip_prefix(self.push));
         if let Some(index) = id.and_then(|index| index.parse().ok()) {
             self.found = Some(Found { index, seq });

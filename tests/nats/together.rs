@@ -1,0 +1,117 @@
+//! The messages of a large push go together, whoever else writes, and none after one that is refused.
+
+use dnpipes::backend::nats::Nats;
+use dnpipes::backend::{Backend, Limit, Start};
+use dnpipes::error::Kind;
+use serde_json::json;
+
+use crate::services::Services;
+use crate::{Other, batch, client, name, new_id, refused};
+
+/// All that there is.
+async fn contents(client: &Nats, pipe: &str) -> Vec<String> {
+    let mut source = client
+        .subscribe(&name(pipe), Start::Oldest)
+        .await
+        .expect("a source");
+    let limit = Limit {
+        max_bytes: 1 << 20,
+        before: Some(source.end().await.expect("the end")),
+    };
+    let mut all = Vec::new();
+    loop {
+        let some = source.next(limit).await.expect("messages");
+        if some.is_empty() {
+            return all;
+        }
+        all.extend(
+            some.iter()
+                .map(|m| String::from_utf8_lossy(&m.data).into_owned()),
+        );
+    }
+}
+
+fn numbered(writer: &str, count: usize) -> Vec<String> {
+    (0..count)
+        .map(|number| format!("{writer} {number}"))
+        .collect()
+}
+
+fn texts(messages: &[String]) -> Vec<&str> {
+    messages.iter().map(String::as_str).collect()
+}
+
+#[tokio::test]
+async fn writers_of_large_batches_lose_and_double_nothing() {
+    const BATCHES: usize = 8;
+    const SIZE: usize = 2500;
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind]);
+        client(&services.url())
+            .create(&name("topic"))
+            .await
+            .expect("made");
+        let other = Other::new(&services).await;
+        let write = |writer: &'static str| {
+            let client = client(&services.url());
+            async move {
+                let messages = numbered(writer, BATCHES * SIZE);
+                for part in messages.chunks(SIZE) {
+                    let pushed = client
+                        .push(&name("topic"), new_id(), batch(&texts(part)))
+                        .await;
+                    pushed.expect("stored");
+                }
+            }
+        };
+        let foreign = async {
+            for message in numbered("foreign", 300) {
+                let sent = other.0.request("dnpipes-topic", message.into()).await;
+                sent.expect("stored");
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::join!(write("one"), write("two"), write("three"), foreign);
+        let all = contents(&client(&services.url()), "topic").await;
+        assert_eq!(all.len(), 3 * BATCHES * SIZE + 300, "{kind}");
+        for (writer, count) in [
+            ("one", BATCHES * SIZE),
+            ("two", BATCHES * SIZE),
+            ("three", BATCHES * SIZE),
+            ("foreign", 300),
+        ] {
+            let own: Vec<&String> = all
+                .iter()
+                .filter(|text| text.split(' ').next() == Some(writer))
+                .collect();
+            assert!(
+                own.iter().copied().eq(&numbered(writer, count)),
+                "{kind}: {writer}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_a_large_batch_is_stored_behind_a_message_that_is_refused() {
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind]);
+        let other = Other::new(&services).await;
+        other
+            .stream(
+                "SMALL",
+                json!({ "max_msg_size": 200, "allow_atomic": kind == "nats-new" }),
+            )
+            .await;
+        let client = client(&format!("{}/?prefix=", services.url()));
+        let mut messages = numbered("m", 3000);
+        messages[1700] = "x".repeat(1000);
+        let id = new_id();
+        for id in [id, id.again()] {
+            let error = refused(client.push(&name("SMALL"), id, batch(&texts(&messages)))).await;
+            assert_eq!(error.kind(), Kind::TooLong, "{kind}: {error}");
+            let stored = contents(&client, "SMALL").await;
+            assert!(stored == messages[..1700], "{kind}: {}", stored.len());
+        }
+    }
+}
