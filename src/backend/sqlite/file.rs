@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -211,6 +211,52 @@ impl Disk {
     pub(super) fn checkpoint_pages(&self) -> u64 {
         (self.reserve() / 4 / PAGE).clamp(16, CHECKPOINT_PAGES)
     }
+}
+
+/// A frame of the log is a page and 24 bytes; before them stand 32 (SQLite file format, 4.1).
+fn full_log(disk: &Disk) -> u64 {
+    32 + disk.checkpoint_pages() * (PAGE + 24)
+}
+
+/// Whether the log is shorter than it is before it is moved into the database, and the disk has room for that.
+///
+/// # Errors
+/// Those of looking at the files.
+pub(super) fn is_log_short(path: &Path) -> Result<bool> {
+    let disk = Disk::of(path)?;
+    let log = beside(path, "-wal");
+    let length = fs::metadata(&log)
+        .map_err(|error| Error::io(format!("looking at {}", log.display()), error))?
+        .len();
+    Ok(length < full_log(&disk) && disk.room() > full_log(&disk))
+}
+
+/// Fills the log up with zeros: a push that makes the file longer waits for the file system's journal, too. What
+/// stands behind the last commit is nothing to SQLite, whatever it is. To be called in a transaction that writes,
+/// as nobody else makes the log longer meanwhile; the caller then syncs what it gets.
+///
+/// # Errors
+/// Those of writing; then the log is as it was.
+pub(super) fn extend_log(path: &Path) -> Result<Option<File>> {
+    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let wanted = full_log(&Disk::of(path)?);
+    let log = beside(path, "-wal");
+    let context = || format!("extending {}", log.display());
+    let extend = || -> io::Result<Option<File>> {
+        let file = File::options().write(true).open(&log)?;
+        let length = file.metadata()?.len();
+        let mut at = length;
+        while at < wanted {
+            let some = ZEROS.len().min((wanted - at) as usize);
+            if let Err(error) = file.write_all_at(&ZEROS[..some], at) {
+                file.set_len(length)?;
+                return Err(error);
+            }
+            at += some as u64;
+        }
+        Ok((length < wanted).then_some(file))
+    };
+    extend().map_err(|error| Error::io(context(), error))
 }
 
 /// Whether the file is a store already, or empty yet. Another program's file is left as it is.

@@ -28,6 +28,10 @@ const BUSY: Duration = Duration::from_millis(5);
 /// Commits until a process looks again whether it is the only one that writes.
 const SHY: u32 = 32;
 
+/// The commit after which a process looks whether the log is long enough, and how many lie between two looks.
+const FIRST_LOOK: u64 = 8;
+const LOOKS: u64 = 256;
+
 /// Pipes that are known between two transactions.
 const KNOWN: usize = 64;
 
@@ -41,6 +45,7 @@ pub(super) struct Pen {
     log_pages: Arc<AtomicU64>,
     checkpoint_pages: u64,
     committed: Option<Instant>,
+    commits: u64,
     shy: u32,
     /// Whether somebody will call [`Pen::rest`].
     is_watched: bool,
@@ -68,6 +73,7 @@ impl Pen {
             log_pages,
             checkpoint_pages: Disk::of(path)?.checkpoint_pages(),
             committed: None,
+            commits: 0,
             shy: 0,
             is_watched: false,
         })
@@ -140,6 +146,14 @@ impl Pen {
     }
 }
 
+/// What has to be done after a commit.
+pub(super) struct Followup {
+    /// [`Pen::rest`], again and again until it is true.
+    pub(super) rest: bool,
+    /// [`file::extend_log`].
+    pub(super) extend: bool,
+}
+
 /// A transaction that writes; dropped, it is rolled back.
 pub(super) struct Changes<'a> {
     pen: &'a mut Pen,
@@ -167,8 +181,7 @@ impl Changes<'_> {
         self.pen.known.insert(pipe.clone(), log);
     }
 
-    /// Commits; true if somebody has to call [`Pen::rest`] later, until it is true.
-    pub(super) fn commit(mut self) -> rusqlite::Result<bool> {
+    pub(super) fn commit(mut self) -> rusqlite::Result<Followup> {
         let pen = &mut *self.pen;
         let now = Instant::now();
         let last = pen.committed.replace(now);
@@ -183,9 +196,14 @@ impl Changes<'_> {
         pen.checkpoint();
         if !pen.hold.is_held {
             pen.known.clear();
-            return Ok(false);
         }
-        Ok(!std::mem::replace(&mut pen.is_watched, true))
+        pen.commits += 1;
+        let was_watched = pen.is_watched;
+        pen.is_watched |= pen.hold.is_held;
+        Ok(Followup {
+            rest: pen.is_watched && !was_watched,
+            extend: pen.commits % LOOKS == FIRST_LOOK,
+        })
     }
 }
 
@@ -394,5 +412,40 @@ mod tests {
             push(&busy, &number.to_string()).await;
             assert!(log() < limit, "{} bytes after {number} pushes", log());
         }
+    }
+
+    #[tokio::test]
+    async fn the_log_gets_its_length_early_and_keeps_what_it_holds() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (one, two) = (open(&folder), open(&folder));
+        let log = folder.path().join("pipes.db-wal");
+        let length = || std::fs::metadata(&log).expect("a log").len();
+        let full = 32 + one.store.writer.pen().checkpoint_pages * (4096 + 24);
+        let since = Instant::now();
+        let mut pushed = Vec::new();
+        while length() < full {
+            assert!(
+                since.elapsed() < DEADLINE && pushed.len() < 500,
+                "{}",
+                length()
+            );
+            for store in [&one, &two] {
+                pushed.push(pushed.len().to_string());
+                push(store, pushed.last().expect("pushed")).await;
+            }
+        }
+        let before = length();
+        for _ in 0..20 {
+            pushed.push(pushed.len().to_string());
+            push(&one, pushed.last().expect("pushed")).await;
+        }
+        assert_eq!(length(), before);
+        assert_eq!(contents(&two).await, pushed);
+        // As after the death of all: what stands in the files is all that there is.
+        let copy = tempfile::tempdir().expect("a folder");
+        for name in ["pipes.db", "pipes.db-wal"] {
+            std::fs::copy(folder.path().join(name), copy.path().join(name)).expect("copied");
+        }
+        assert_eq!(contents(&open(&copy)).await, pushed);
     }
 }

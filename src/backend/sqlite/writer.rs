@@ -3,6 +3,7 @@
 //! Callers queue their pushes; one of them leads: it takes all that wait, stores them in one transaction,
 //! and tells each its result. So a commit, and its fdatasync, serves all who waited meanwhile.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -294,7 +295,7 @@ impl Store {
             .map(|job| append(&mut changes, job, now))
             .collect::<rusqlite::Result<Vec<Stored>>>()
             .map_err(|error| self.error("pushing", error))?;
-        let holds = changes.commit().map_err(|error| {
+        let followup = changes.commit().map_err(|error| {
             let error = self.error("pushing", error);
             match error.kind() {
                 // Rolled back: SQLite takes these back as a whole.
@@ -302,8 +303,12 @@ impl Store {
                 _ => error.maybe_applied(),
             }
         })?;
-        if holds {
+        if followup.rest {
             self.rest_later();
+        }
+        if followup.extend {
+            let store = Arc::clone(self);
+            tokio::task::spawn_blocking(move || store.extend_log());
         }
         Ok(stored)
     }
@@ -325,6 +330,33 @@ impl Store {
                 }
             }
         });
+    }
+
+    /// Makes the log as long as it gets, where it is not yet.
+    fn extend_log(&self) {
+        match self.try_extend_log() {
+            Ok(Some(log)) => {
+                // Behind everybody's back; the next commit would have to wait for it.
+                if let Err(error) = log.sync_data() {
+                    log::warn!("syncing the log of {}: {error}", self.path.display());
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                log::warn!("{error}; pushes take longer until the log has grown by itself")
+            }
+        }
+    }
+
+    fn try_extend_log(&self) -> Result<Option<File>> {
+        if !file::is_log_short(&self.path)? {
+            return Ok(None);
+        }
+        let since = Instant::now();
+        let wanted = || since.elapsed() < BUSY;
+        self.change("extending the log", wanted, |_| {
+            Ok(file::extend_log(&self.path))
+        })?
     }
 
     /// Runs `change` in a transaction of its own.
