@@ -1,14 +1,15 @@
 //! The embedded default: one SQLite file (write-ahead log) that several processes of one host share.
 //!
 //! - [`file`]: the file, its schema, connections; [`chunk`]: messages in a row.
-//! - [`writer`]: pushes, gathered into transactions; the other changes; [`rows`]: their statements;
-//!   [`pen`]: the connection that writes.
+//! - [`writer`]: pushes, gathered into transactions; [`changes`]: what else changes the store; [`rows`]: their
+//!   statements; [`pen`]: the connection that writes.
 //! - [`cursor`]: subscribers; [`bell`]: turns at writing, and waking readers in other processes.
 //!
 //! Calls run where they are made, without a task switch: reads always, a push when nobody else is
 //! writing. What has to wait for another process goes to the runtime's blocking threads.
 
 mod bell;
+mod changes;
 mod chunk;
 mod cursor;
 mod file;

@@ -1,0 +1,148 @@
+//! What changes the store beside pushes: pipes are made, reset and removed, room is freed.
+
+use std::fs::File;
+use std::time::{Instant, SystemTime};
+
+use rusqlite::Connection;
+
+use super::writer::BUSY;
+use super::{Log, Store, Wanted, bell, file, not_found, rows};
+use crate::error::{Error, Kind, Result};
+use crate::message::micros_from_time;
+use crate::name::PipeName;
+
+impl Store {
+    /// Makes the log as long as it gets, where it is not yet.
+    pub(super) fn extend_log(&self) {
+        match self.try_extend_log() {
+            Ok(Some(log)) => {
+                // Behind everybody's back; the next commit would have to wait for it.
+                if let Err(error) = log.sync_data() {
+                    log::warn!("syncing the log of {}: {error}", self.path.display());
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                log::warn!("{error}; pushes take longer until the log has grown by itself")
+            }
+        }
+    }
+
+    fn try_extend_log(&self) -> Result<Option<File>> {
+        if !file::is_log_short(&self.path)? {
+            return Ok(None);
+        }
+        let since = Instant::now();
+        let wanted = || since.elapsed() < BUSY;
+        self.change("extending the log", wanted, |_| {
+            Ok(file::extend_log(&self.path))
+        })?
+    }
+
+    /// Runs `change` in a transaction of its own.
+    fn change<T>(
+        &self,
+        what: &str,
+        wanted: impl Fn() -> bool,
+        change: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T> {
+        let mut pen = self.writer.pen();
+        pen.let_go();
+        let Some(changes) = self.begin(&mut pen, wanted)? else {
+            return Err(Error::new(Kind::Interrupted, format!("{what}: given up")));
+        };
+        let value = change(changes.connection()).map_err(|error| self.error(what, error))?;
+        changes.commit().map_err(|error| self.error(what, error))?;
+        Ok(value)
+    }
+
+    pub(super) fn create(&self, pipe: &PipeName, wanted: &Wanted) -> Result<bool> {
+        let now = micros_from_time(SystemTime::now());
+        let created = self.change(
+            "creating a pipe",
+            || wanted.still(),
+            |connection| {
+                let found = Log::find(connection, pipe)?.is_some();
+                if !found {
+                    rows::insert_pipe(connection, pipe, now)?;
+                }
+                Ok(!found)
+            },
+        )?;
+        if created {
+            self.bell.ring(bell::NEW_PIPE);
+        }
+        Ok(created)
+    }
+
+    pub(super) fn reset(&self, pipe: &PipeName, wanted: &Wanted) -> Result<()> {
+        let now = micros_from_time(SystemTime::now());
+        self.drop_messages("resetting a pipe", pipe, wanted, |connection, log| {
+            connection.execute(
+                "UPDATE pipe SET start = ?2, start_total = ?3, modified = ?4 WHERE id = ?1",
+                [log.id, log.next(), log.total(), now],
+            )
+        })
+    }
+
+    pub(super) fn remove(&self, pipe: &PipeName, wanted: &Wanted) -> Result<()> {
+        self.drop_messages("removing a pipe", pipe, wanted, |connection, log| {
+            connection.execute("DELETE FROM pipe WHERE id = ?1", [log.id])
+        })
+    }
+
+    /// Changes a pipe's row so that its messages are gone, leaves their rows to [`Store::sweep`], and tells
+    /// the readers.
+    fn drop_messages(
+        &self,
+        what: &str,
+        pipe: &PipeName,
+        wanted: &Wanted,
+        change: impl FnOnce(&Connection, &Log) -> rusqlite::Result<usize>,
+    ) -> Result<()> {
+        let mut resetting = None;
+        let dropped = self.change(
+            what,
+            || wanted.still(),
+            |connection| {
+                let Some(log) = Log::find(connection, pipe)? else {
+                    return Ok(None);
+                };
+                resetting = Some(self.bell.reset());
+                change(connection, &log)?;
+                rows::discard(connection, log.slot, log.next() - 1)?;
+                Ok(Some(log.id))
+            },
+        );
+        // Committed or not.
+        drop(resetting);
+        let id = dropped?.ok_or_else(|| not_found(pipe))?;
+        self.bell.ring(id);
+        Ok(())
+    }
+
+    /// Deletes the rows that resets and removals have left, and gives their room back to the disk.
+    pub(super) fn sweep(&self) {
+        if let Err(error) = self.try_sweep() {
+            log::warn!("{error}; it will be tried at the next reset");
+        }
+    }
+
+    fn try_sweep(&self) -> Result<()> {
+        while self.change("freeing room", || true, rows::sweep)? {}
+        let mut shrunk = false;
+        while self.change("freeing room", || true, rows::shrink)? {
+            shrunk = true;
+        }
+        if shrunk {
+            // The file gets shorter when the log is moved into it. Readers may keep a part of it back; then
+            // a later commit does the rest.
+            self.writer
+                .pen()
+                .idle()
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+                .map_err(|error| self.error("freeing room", error))?;
+        }
+        Ok(())
+    }
+}
