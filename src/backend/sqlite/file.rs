@@ -238,7 +238,7 @@ pub(super) fn is_log_short(path: &Path) -> Result<bool> {
 /// # Errors
 /// Those of writing; then the log is as it was.
 pub(super) fn extend_log(path: &Path) -> Result<Option<File>> {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     let wanted = full_log(&Disk::of(path)?);
     let log = beside(path, "-wal");
     let context = || format!("extending {}", log.display());
