@@ -5,8 +5,8 @@ use std::net::TcpListener;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use dnpipes::backend::Backend;
 use dnpipes::backend::redis::{Redis, RedisUrl};
+use dnpipes::backend::{Backend, Limit, Start};
 use dnpipes::message::{Batch, Position, Producer, PushId};
 use dnpipes::name::PipeName;
 use futures_util::{StreamExt, stream};
@@ -637,4 +637,62 @@ fn a_message_may_take_its_time_on_a_slow_network() {
     mount.out("head -c 2000000 /dev/zero > topic@file");
     assert_eq!(mount.out("cat topic@file | wc -c"), "2000000\n");
     assert!(!mount.log().contains("trying again"), "{}", mount.log());
+}
+
+/// A way to the server on which each connection takes `delay` to be made. Ends with the runtime.
+async fn slow_way(server: &Server, delay: Duration) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0");
+    let listener = listener.await.expect("a port");
+    let (port, server) = (
+        listener.local_addr().expect("its address").port(),
+        server.port,
+    );
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                let far = tokio::net::TcpStream::connect(("127.0.0.1", server)).await;
+                let mut far = far.expect("the server");
+                // An end of either is the end.
+                drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn a_connection_is_made_although_no_caller_waits_so_long() {
+    let (_services, server) = start(&[]);
+    cli(&server, "redis XADD dnpipes:topic '*' data hello");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let port = slow_way(&server, Duration::from_millis(200)).await;
+        let url = RedisUrl::parse(&format!("redis://127.0.0.1:{port}/")).expect("a URL");
+        let redis = Redis::open(&url).expect("a client");
+        let pipe = PipeName::new("topic").expect("legal");
+        let source = redis.subscribe(&pipe, Start::Oldest);
+        let mut source = source.await.expect("a source");
+        let limit = Limit {
+            max_bytes: 1,
+            before: None,
+        };
+        let since = Instant::now();
+        let found = loop {
+            assert!(since.elapsed() < Duration::from_secs(20), "never");
+            let next = tokio::time::timeout(Duration::from_millis(50), source.next(limit));
+            if let Ok(found) = next.await {
+                break found.expect("a message");
+            }
+        };
+        assert_eq!(found[0].data, "hello");
+        loop {
+            assert!(since.elapsed() < Duration::from_secs(20), "never");
+            let stat = tokio::time::timeout(Duration::from_millis(50), redis.stat(&pipe));
+            if let Ok(info) = stat.await {
+                assert_eq!(info.expect("a pipe").count, 1);
+                break;
+            }
+        }
+    });
 }

@@ -1,13 +1,13 @@
 //! Requests to the server: over connections that are made anew when they break, and by scripts.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::aio::{AsyncPushSender, SendError};
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
 use redis::{Cmd, ErrorKind, PushInfo, PushKind, RedisError, ServerErrorKind, Value};
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::OnceCell;
 
 use super::entry::{position, strange, text};
 use super::keys::{Keys, pattern};
@@ -30,14 +30,27 @@ const SCAN: usize = 1000;
 /// A connection that is made when it is needed, and again when it broke.
 #[derive(Default)]
 pub(super) struct Lane {
+    /// Whether it hears of resets.
+    listens: bool,
     /// The newest one's number, and itself unless it broke.
     link: Mutex<(u64, Option<Link>)>,
+    /// Held by the one that connects.
+    connecting: tokio::sync::Mutex<()>,
 }
 
 impl Lane {
+    fn current(&self) -> MutexGuard<'_, (u64, Option<Link>)> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn usable(&self) -> Option<(u64, Link)> {
+        let current = self.current();
+        Some((current.0, current.1.clone()?))
+    }
+
     /// Has the next request connect anew, unless that was done since.
-    async fn forget(&self, generation: u64) {
-        let mut current = self.link.lock().await;
+    fn forget(&self, generation: u64) {
+        let mut current = self.current();
         if current.0 == generation {
             current.1 = None;
         }
@@ -50,9 +63,9 @@ pub(super) struct Client {
     /// What readers know of resets.
     pub(super) floors: Arc<Floors>,
     /// Pushes, and whatever else is short.
-    pub(super) commands: Lane,
+    pub(super) commands: Arc<Lane>,
     /// What may bring large answers, behind which no push should have to wait.
-    pub(super) fetches: Lane,
+    pub(super) fetches: Arc<Lane>,
     /// Whether the server's settings were looked at.
     checked: OnceCell<()>,
 }
@@ -63,8 +76,11 @@ impl Client {
             connector: Connector::new(url)?,
             url: url.clone(),
             floors: Arc::default(),
-            commands: Lane::default(),
-            fetches: Lane::default(),
+            commands: Arc::new(Lane {
+                listens: true,
+                ..Lane::default()
+            }),
+            fetches: Arc::default(),
             checked: OnceCell::new(),
         })
     }
@@ -84,26 +100,34 @@ impl Client {
         self.connector.connect(None).await
     }
 
-    async fn link(&self, lane: &Lane) -> Result<(u64, Link)> {
-        let mut current = lane.link.lock().await;
-        let (generation, mut link) = match &*current {
-            (generation, Some(link)) => (*generation, link.clone()),
-            (generation, None) => {
-                let link = match std::ptr::eq(lane, &self.commands) {
-                    true => self.connect_and_listen().await?,
-                    false => self.connector.connect(None).await?,
-                };
-                (generation + 1, link)
-            }
-        };
-        // Kept before it is checked, so that a caller who stops here need not be the last to begin anew.
-        *current = (generation, Some(link.clone()));
-        let check = async || within("asking for its settings", self.check(&mut link)).await?;
-        if let Err(error) = self.checked.get_or_try_init(check).await {
-            current.1 = None;
-            return Err(error);
+    /// The lane's connection; another one if it broke.
+    async fn link(self: &Arc<Self>, lane: &Arc<Lane>) -> Result<(u64, Link)> {
+        if let Some(usable) = lane.usable() {
+            return Ok(usable);
         }
-        Ok((generation, link))
+        // By a task of its own, which goes on although a caller stops waiting: it may take longer than any of them
+        // waits.
+        let (client, lane) = (Arc::clone(self), Arc::clone(lane));
+        let connecting = tokio::spawn(async move { client.connect(&lane).await });
+        connecting
+            .await
+            .map_err(|error| Error::new(Kind::Io, "connecting").caused_by(error))?
+    }
+
+    async fn connect(&self, lane: &Lane) -> Result<(u64, Link)> {
+        let _turn = lane.connecting.lock().await;
+        if let Some(usable) = lane.usable() {
+            return Ok(usable);
+        }
+        let mut link = match lane.listens {
+            true => self.connect_and_listen().await?,
+            false => self.connector.connect(None).await?,
+        };
+        let check = async || within("asking for its settings", self.check(&mut link)).await?;
+        self.checked.get_or_try_init(check).await?;
+        let mut current = lane.current();
+        *current = (current.0 + 1, Some(link.clone()));
+        Ok((current.0, link))
     }
 
     async fn connect_and_listen(&self) -> Result<Link> {
@@ -189,8 +213,8 @@ impl Client {
     /// A request. What is not answered in time may have arrived; `bytes` that are under way with it, or with its
     /// answer, take theirs.
     pub(super) async fn call(
-        &self,
-        lane: &Lane,
+        self: &Arc<Self>,
+        lane: &Arc<Lane>,
         what: impl Fn() -> String,
         bytes: usize,
         command: &Cmd,
@@ -202,8 +226,8 @@ impl Client {
 
     /// Runs a script; `bytes` as for [`Client::call`].
     pub(super) async fn run<const KEYS: usize>(
-        &self,
-        lane: &Lane,
+        self: &Arc<Self>,
+        lane: &Arc<Lane>,
         what: impl Fn() -> String,
         script: &Lua,
         keys: [&str; KEYS],
@@ -228,8 +252,8 @@ impl Client {
     }
 
     async fn asked(
-        &self,
-        lane: &Lane,
+        self: &Arc<Self>,
+        lane: &Arc<Lane>,
         what: &impl Fn() -> String,
         bytes: usize,
         ask: impl AsyncFnOnce(&mut Link) -> Result<Value, RedisError>,
@@ -243,7 +267,7 @@ impl Client {
             Ok(Ok(_)) => false,
         };
         if broken {
-            lane.forget(generation).await;
+            lane.forget(generation);
         }
         match answer {
             Ok(answer) => Ok(answer),
@@ -287,13 +311,13 @@ impl Client {
     }
 
     /// The pipes there are, in no order, each perhaps more than once.
-    pub(super) async fn names(&self) -> Result<Vec<PipeName>> {
+    pub(super) async fn names(self: &Arc<Self>) -> Result<Vec<PipeName>> {
         let (generation, mut link) = self.link(&self.fetches).await?;
         let names = self.scan(&mut link).await;
         if let Err(error) = &names
             && matches!(error.kind(), Kind::Unreachable | Kind::Io)
         {
-            self.fetches.forget(generation).await;
+            self.fetches.forget(generation);
         }
         names
     }

@@ -59,7 +59,12 @@ struct Look {
 }
 
 /// Looks at a pipe.
-async fn look(client: &Client, lane: &Lane, pipe: &PipeName, keys: &Keys) -> Result<Look> {
+async fn look(
+    client: &Arc<Client>,
+    lane: &Arc<Lane>,
+    pipe: &PipeName,
+    keys: &Keys,
+) -> Result<Look> {
     let what = || format!("looking at {pipe}");
     let keys = [keys.stream.as_str(), keys.known.as_str()];
     let answer = client

@@ -1,5 +1,7 @@
 //! Pushes.
 
+use std::sync::Arc;
+
 use super::client::Client;
 use super::entry::{position, text};
 use super::scripts;
@@ -15,7 +17,7 @@ const MAX_BATCH: usize = 2 << 20;
 
 /// Appends the messages under the push's identity.
 pub(super) async fn push(
-    client: &Client,
+    client: &Arc<Client>,
     pipe: &PipeName,
     id: PushId,
     batch: &Batch,
