@@ -639,35 +639,13 @@ fn a_message_may_take_its_time_on_a_slow_network() {
     assert!(!mount.log().contains("trying again"), "{}", mount.log());
 }
 
-/// A way to the server on which each connection takes `delay` to be made. Ends with the runtime.
-async fn slow_way(server: &Server, delay: Duration) -> u16 {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0");
-    let listener = listener.await.expect("a port");
-    let (port, server) = (
-        listener.local_addr().expect("its address").port(),
-        server.port,
-    );
-    tokio::spawn(async move {
-        while let Ok((mut near, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                tokio::time::sleep(delay).await;
-                let far = tokio::net::TcpStream::connect(("127.0.0.1", server)).await;
-                let mut far = far.expect("the server");
-                // An end of either is the end.
-                drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
-            });
-        }
-    });
-    port
-}
-
 #[test]
 fn a_connection_is_made_although_no_caller_waits_so_long() {
     let (_services, server) = start(&[]);
     cli(&server, "redis XADD dnpipes:topic '*' data hello");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        let port = slow_way(&server, Duration::from_millis(200)).await;
+        let port = server.slow_way(Duration::from_millis(200)).await;
         let url = RedisUrl::parse(&format!("redis://127.0.0.1:{port}/")).expect("a URL");
         let redis = Redis::open(&url).expect("a client");
         let pipe = PipeName::new("topic").expect("legal");

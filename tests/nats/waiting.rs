@@ -97,3 +97,23 @@ async fn a_hundred_readers_that_stand_still_hold_little_and_keep_nobody_up() {
         assert_eq!(count, BLOCKS);
     }
 }
+
+#[tokio::test]
+async fn a_connection_is_made_although_no_caller_waits_so_long() {
+    let services = Services::start(&["nats"]);
+    push(&client(&services.url()), "topic", &["hello"])
+        .await
+        .expect("stored");
+    let port = services.server().slow_way(Duration::from_millis(200)).await;
+    let slow = client(&format!("nats://127.0.0.1:{port}"));
+    let since = Instant::now();
+    loop {
+        assert!(since.elapsed() < Duration::from_secs(20), "never");
+        let pipe = name("topic");
+        let stat = tokio::time::timeout(Duration::from_millis(50), slow.stat(&pipe));
+        if let Ok(info) = stat.await {
+            assert_eq!(info.expect("a pipe").count, 1);
+            break;
+        }
+    }
+}

@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// The servers of one kind, started together.
 pub(crate) struct Services {
@@ -30,6 +31,30 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     pub(crate) pid: i32,
     pub(crate) folder: PathBuf,
+}
+
+impl Server {
+    /// A way to the server on which each connection takes `delay` to be made. Ends with the runtime.
+    pub(crate) async fn slow_way(&self, delay: Duration) -> u16 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0");
+        let listener = listener.await.expect("a port");
+        let (port, server) = (
+            listener.local_addr().expect("its address").port(),
+            self.port,
+        );
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    let far = tokio::net::TcpStream::connect(("127.0.0.1", server)).await;
+                    let mut far = far.expect("the server");
+                    // An end of either is the end.
+                    drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
+                });
+            }
+        });
+        port
+    }
 }
 
 impl Services {

@@ -396,19 +396,20 @@ fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rus
 }
 
 /// A connection for one purpose, made when it is needed.
+#[derive(Clone)]
 pub(super) struct Line {
     url: Arc<NatsUrl>,
-    link: Mutex<Option<Arc<Link>>>,
+    link: Arc<Mutex<Option<Arc<Link>>>>,
     /// Held by the one that connects.
-    connecting: tokio::sync::Mutex<()>,
+    connecting: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Line {
     pub(super) fn new(url: Arc<NatsUrl>) -> Self {
         Line {
             url,
-            link: Mutex::default(),
-            connecting: tokio::sync::Mutex::default(),
+            link: Arc::default(),
+            connecting: Arc::default(),
         }
     }
 
@@ -430,6 +431,16 @@ impl Line {
         if let Some(link) = self.alive() {
             return Ok(link);
         }
+        // By a task of its own, which goes on although a caller stops waiting: it may take longer than any of them
+        // waits.
+        let line = self.clone();
+        let connecting = tokio::spawn(async move { line.connect().await });
+        connecting
+            .await
+            .map_err(|error| Error::new(Kind::Io, "connecting").caused_by(error))?
+    }
+
+    async fn connect(&self) -> Result<Arc<Link>> {
         let _turn = self.connecting.lock().await;
         if let Some(link) = self.alive() {
             return Ok(link);
