@@ -44,6 +44,7 @@ pub(super) struct Pen {
     /// Pages in the write-ahead log after the last commit, and those at which they are moved.
     log_pages: Arc<AtomicU64>,
     checkpoint_pages: u64,
+    /// When pushes were committed last, and how often.
     committed: Option<Instant>,
     commits: u64,
     shy: u32,
@@ -146,7 +147,7 @@ impl Pen {
     }
 }
 
-/// What has to be done after a commit.
+/// What has to be done after a commit of pushes.
 pub(super) struct Followup {
     /// [`Pen::rest`], again and again until it is true.
     pub(super) rest: bool,
@@ -181,7 +182,8 @@ impl Changes<'_> {
         self.pen.known.insert(pipe.clone(), log);
     }
 
-    pub(super) fn commit(mut self) -> rusqlite::Result<Followup> {
+    /// Commits pushes; what is known of their pipes then may be held for the next ones.
+    pub(super) fn commit_pushes(mut self) -> rusqlite::Result<Followup> {
         let pen = &mut *self.pen;
         let now = Instant::now();
         let last = pen.committed.replace(now);
@@ -190,10 +192,9 @@ impl Changes<'_> {
             // Within the transaction, so that nobody commits in between.
             pen.hold.begin()?;
         }
-        pen.run("COMMIT")?;
-        self.is_committed = true;
+        self.end()?;
+        let pen = &mut *self.pen;
         pen.shy = pen.shy.saturating_sub(1);
-        pen.checkpoint();
         if !pen.hold.is_held {
             pen.known.clear();
         }
@@ -204,6 +205,18 @@ impl Changes<'_> {
             rest: pen.is_watched && !was_watched,
             extend: pen.commits % LOOKS == FIRST_LOOK,
         })
+    }
+
+    /// Commits what is no push, for which nothing is held.
+    pub(super) fn commit(mut self) -> rusqlite::Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> rusqlite::Result<()> {
+        self.pen.run("COMMIT")?;
+        self.is_committed = true;
+        self.pen.checkpoint();
+        Ok(())
     }
 }
 
@@ -389,6 +402,18 @@ mod tests {
             assert!(position > last);
             last = position;
             assert_eq!(contents(&one).await, ["after"], "remove: {remove}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_changes_the_store_beside_pushes_holds_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = open(&folder);
+        push_until_held(&store).await;
+        for number in 0..200 {
+            let pipe = PipeName::new(&format!("pipe{number}")).expect("legal");
+            store.create(&pipe).await.expect("made");
+            assert!(!store.store.writer.pen().hold.is_held, "{number}");
         }
     }
 

@@ -293,7 +293,7 @@ impl Store {
             .map(|job| append(&mut changes, job, now))
             .collect::<rusqlite::Result<Vec<Stored>>>()
             .map_err(|error| self.error("pushing", error))?;
-        let followup = changes.commit().map_err(|error| {
+        let followup = changes.commit_pushes().map_err(|error| {
             let error = self.error("pushing", error);
             match error.kind() {
                 // Rolled back: SQLite takes these back as a whole.
