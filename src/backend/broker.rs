@@ -7,7 +7,20 @@ use percent_encoding::percent_decode_str;
 
 use super::hosts::Hosts;
 use super::secret;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+
+/// Makes a connection by a task of its own, which goes on although a caller stops waiting: it may take longer than any
+/// of them waits.
+///
+/// # Errors
+/// Those of `connect`.
+pub(super) async fn made_to_its_end<T: Send + 'static>(
+    connect: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(connect)
+        .await
+        .map_err(|error| Error::new(Kind::Io, "connecting").caused_by(error))?
+}
 
 /// The two schemes of a broker. SRV records call both as the plain one.
 pub(super) struct Schemes {

@@ -59,6 +59,29 @@ async fn pull(client: &Nats, pipe: &str) -> Result<Vec<String>> {
     Ok(messages.iter().map(|message| text(&message.data)).collect())
 }
 
+/// All that there is.
+async fn contents(client: &Nats, pipe: &str) -> Vec<String> {
+    let mut source = client
+        .subscribe(&name(pipe), Start::Oldest)
+        .await
+        .expect("a source");
+    let limit = Limit {
+        max_bytes: 1 << 20,
+        before: Some(source.end().await.expect("the end")),
+    };
+    let mut all = Vec::new();
+    loop {
+        let some = source.next(limit).await.expect("messages");
+        if some.is_empty() {
+            return all;
+        }
+        all.extend(
+            some.iter()
+                .map(|m| String::from_utf8_lossy(&m.data).into_owned()),
+        );
+    }
+}
+
 /// Another program.
 struct Other(async_nats::Client);
 

@@ -6,7 +6,7 @@ use dnpipes::backend::Backend;
 use serde_json::json;
 
 use crate::services::Services;
-use crate::{Other, batch, client, name, new_id, pull, push};
+use crate::{Other, batch, client, contents, name, new_id, pull, push};
 
 #[tokio::test]
 async fn a_repeated_push_is_known_beyond_the_servers_window() {
@@ -81,27 +81,7 @@ async fn the_rest_of_a_push_that_was_cut_is_stored_when_it_is_repeated() {
                 .push(&pipe, id.again(), batch(&numbers))
                 .await
                 .expect("stored");
-            let mut stored = Vec::new();
-            let mut source = again
-                .subscribe(&pipe, dnpipes::backend::Start::Oldest)
-                .await
-                .expect("a source");
-            let end = source.end().await.expect("the end");
-            let limit = dnpipes::backend::Limit {
-                max_bytes: 1 << 20,
-                before: Some(end),
-            };
-            loop {
-                let some = source.next(limit).await.expect("messages");
-                if some.is_empty() {
-                    break;
-                }
-                stored.extend(
-                    some.iter()
-                        .map(|m| String::from_utf8_lossy(&m.data).into_owned()),
-                );
-            }
-            assert_eq!(stored, numbers, "{kind}");
+            assert_eq!(contents(&again, "topic").await, numbers, "{kind}");
         }
     }
 }

@@ -1,35 +1,11 @@
 //! The messages of a large push go together, whoever else writes, and none after one that is refused.
 
-use dnpipes::backend::nats::Nats;
-use dnpipes::backend::{Backend, Limit, Start};
+use dnpipes::backend::Backend;
 use dnpipes::error::Kind;
 use serde_json::json;
 
 use crate::services::Services;
-use crate::{Other, batch, client, name, new_id, refused};
-
-/// All that there is.
-async fn contents(client: &Nats, pipe: &str) -> Vec<String> {
-    let mut source = client
-        .subscribe(&name(pipe), Start::Oldest)
-        .await
-        .expect("a source");
-    let limit = Limit {
-        max_bytes: 1 << 20,
-        before: Some(source.end().await.expect("the end")),
-    };
-    let mut all = Vec::new();
-    loop {
-        let some = source.next(limit).await.expect("messages");
-        if some.is_empty() {
-            return all;
-        }
-        all.extend(
-            some.iter()
-                .map(|m| String::from_utf8_lossy(&m.data).into_owned()),
-        );
-    }
-}
+use crate::{Other, batch, client, contents, name, new_id, refused};
 
 fn numbered(writer: &str, count: usize) -> Vec<String> {
     (0..count)

@@ -173,11 +173,12 @@ const OTHER_CONFIG: u32 = 10058;
 pub(super) const NOT_FOUND: u32 = 10059;
 /// What was pushed would go to another stream.
 pub(super) const OTHER_STREAM: u32 = 10060;
+/// The stream's last message is another than was expected.
+pub(super) const OTHER_LAST_MESSAGE: u32 = 10070;
 /// A message of a batch did not arrive, or was refused.
 pub(super) const INCOMPLETE: u32 = 10176;
 /// A message of a batch has the identity of one that is stored.
 pub(super) const STORED_BEFORE: u32 = 10201;
-pub(super) const OTHER_LAST_MESSAGE: u32 = 10070;
 
 impl ApiError {
     pub(super) fn is(&self, code: u32) -> bool {

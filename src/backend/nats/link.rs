@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::sync::broadcast;
 
 use super::options::NatsUrl;
+use crate::backend::broker::made_to_its_end;
 use crate::backend::{hosts, secret};
 use crate::error::{Error, Kind, Result};
 
@@ -431,13 +432,8 @@ impl Line {
         if let Some(link) = self.alive() {
             return Ok(link);
         }
-        // By a task of its own, which goes on although a caller stops waiting: it may take longer than any of them
-        // waits.
         let line = self.clone();
-        let connecting = tokio::spawn(async move { line.connect().await });
-        connecting
-            .await
-            .map_err(|error| Error::new(Kind::Io, "connecting").caused_by(error))?
+        made_to_its_end(async move { line.connect().await }).await
     }
 
     async fn connect(&self) -> Result<Arc<Link>> {

@@ -29,7 +29,7 @@ mod single;
 mod source;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -119,6 +119,14 @@ impl Stream {
             window: info.duplicate_window(),
             seen: Instant::now(),
         })
+    }
+
+    /// Takes one of the short chains that are still to come; false if there is none.
+    fn take_short(&self) -> bool {
+        let less = |left: u32| left.checked_sub(1);
+        self.crowded
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .is_ok()
     }
 
     fn position(&self, seq: u64) -> Position {

@@ -161,24 +161,15 @@ impl Push {
         if left == 1 || stream.atomic && left <= WHOLE {
             return (Way::Whole, left);
         }
-        match (stream.alone, stream.atomic) {
-            (true, atomic) => match self.is_crowded(stream) {
-                false => (Way::Chain, left.min(CHAIN)),
-                true if atomic => (Way::Whole, WHOLE),
-                true => (Way::Chain, left.min(SHORT)),
-            },
-            (false, true) => (Way::Whole, WHOLE),
-            (false, false) => (Way::Each, left),
+        if stream.alone && !stream.take_short() {
+            (Way::Chain, left.min(CHAIN))
+        } else if stream.atomic {
+            (Way::Whole, WHOLE)
+        } else if stream.alone {
+            (Way::Chain, left.min(SHORT))
+        } else {
+            (Way::Each, left)
         }
-    }
-
-    /// Whether others' messages came between those of a push lately.
-    fn is_crowded(&self, stream: &Stream) -> bool {
-        let less = |left: u32| left.checked_sub(1);
-        stream
-            .crowded
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
-            .is_ok()
     }
 
     async fn store(&self, stream: &Stream, way: Way, next: usize, count: usize) -> Result<Outcome> {

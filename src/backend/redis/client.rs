@@ -14,6 +14,7 @@ use super::keys::{Keys, pattern};
 use super::link::{ANSWER, Connector, Link, is_broken, translated};
 use super::options::{RedisUrl, Topology};
 use super::scripts::Lua;
+use crate::backend::broker::made_to_its_end;
 use crate::backend::floor::Floors;
 use crate::error::{Error, Kind, Result};
 use crate::name::PipeName;
@@ -105,13 +106,8 @@ impl Client {
         if let Some(usable) = lane.usable() {
             return Ok(usable);
         }
-        // By a task of its own, which goes on although a caller stops waiting: it may take longer than any of them
-        // waits.
         let (client, lane) = (Arc::clone(self), Arc::clone(lane));
-        let connecting = tokio::spawn(async move { client.connect(&lane).await });
-        connecting
-            .await
-            .map_err(|error| Error::new(Kind::Io, "connecting").caused_by(error))?
+        made_to_its_end(async move { client.connect(&lane).await }).await
     }
 
     async fn connect(&self, lane: &Lane) -> Result<(u64, Link)> {

@@ -29,13 +29,13 @@ impl Store {
     }
 
     fn try_extend_log(&self) -> Result<Option<File>> {
-        if !file::is_log_short(&self.path)? {
+        let Some(length) = file::missing_log(&self.path)? else {
             return Ok(None);
-        }
+        };
         let since = Instant::now();
         let wanted = || since.elapsed() < BUSY;
         self.change("extending the log", wanted, |_| {
-            Ok(file::extend_log(&self.path))
+            Ok(file::extend_log(&self.path, length))
         })?
     }
 

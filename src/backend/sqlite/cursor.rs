@@ -291,24 +291,13 @@ impl PipeFloor {
 mod tests {
     use super::*;
     use crate::backend::Backend;
-    use crate::backend::sqlite::{Durability, Sqlite};
-    use crate::message::{Batch, Producer, PushId};
+    use crate::backend::sqlite::Sqlite;
+    use crate::backend::sqlite::testing::{open, push};
 
     const NOW: Limit = Limit {
         max_bytes: 1,
         before: Some(Position::MAX),
     };
-
-    fn open(folder: &tempfile::TempDir) -> Sqlite {
-        Sqlite::open(&folder.path().join("pipes.db"), Durability::Process).expect("a store")
-    }
-
-    async fn push(store: &Sqlite, pipe: &PipeName, messages: &[&str]) -> Position {
-        let id = PushId::first(Producer::random().expect("randomness"), 1);
-        let messages = messages.iter().map(|text| Bytes::from(text.to_string()));
-        let batch = Batch::new(messages.collect()).expect("not empty");
-        store.push(pipe, id, batch).await.expect("stored")
-    }
 
     async fn next(source: &mut dyn Source) -> Vec<Bytes> {
         let messages = source.next(NOW).await.expect("messages");

@@ -213,33 +213,30 @@ impl Disk {
     }
 }
 
-/// A frame of the log is a page and 24 bytes; before them stand 32 (SQLite file format, 4.1).
-fn full_log(disk: &Disk) -> u64 {
-    32 + disk.checkpoint_pages() * (PAGE + 24)
-}
-
-/// Whether the log is shorter than it is before it is moved into the database, and the disk has room for that.
+/// The log's length before it is moved into the database, in bytes, where it is shorter and the disk has room for
+/// that.
 ///
 /// # Errors
 /// Those of looking at the files.
-pub(super) fn is_log_short(path: &Path) -> Result<bool> {
+pub(super) fn missing_log(path: &Path) -> Result<Option<u64>> {
     let disk = Disk::of(path)?;
+    // A frame is a page and 24 bytes; before them stand 32 (SQLite file format, 4.1).
+    let wanted = 32 + disk.checkpoint_pages() * (PAGE + 24);
     let log = beside(path, "-wal");
     let length = fs::metadata(&log)
         .map_err(|error| Error::io(format!("looking at {}", log.display()), error))?
         .len();
-    Ok(length < full_log(&disk) && disk.room() > full_log(&disk))
+    Ok((length < wanted && disk.room() > wanted).then_some(wanted))
 }
 
-/// Fills the log up with zeros: a push that makes the file longer waits for the file system's journal, too. What
+/// Fills the log up with zeros, to `wanted` bytes: a push that makes the file longer waits for the file system's journal, too. What
 /// stands behind the last commit is nothing to SQLite, whatever it is. To be called in a transaction that writes,
 /// as nobody else makes the log longer meanwhile; the caller then syncs what it gets.
 ///
 /// # Errors
 /// Those of writing; then the log is as it was.
-pub(super) fn extend_log(path: &Path) -> Result<Option<File>> {
+pub(super) fn extend_log(path: &Path, wanted: u64) -> Result<Option<File>> {
     static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-    let wanted = full_log(&Disk::of(path)?);
     let log = beside(path, "-wal");
     let context = || format!("extending {}", log.display());
     let extend = || -> io::Result<Option<File>> {

@@ -393,3 +393,23 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod testing {
+    use bytes::Bytes;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::message::Producer;
+
+    pub(super) fn open(folder: &TempDir) -> Sqlite {
+        Sqlite::open(&folder.path().join("pipes.db"), Durability::Process).expect("a store")
+    }
+
+    pub(super) async fn push(store: &Sqlite, pipe: &PipeName, messages: &[&str]) -> Position {
+        let id = PushId::first(Producer::random().expect("randomness"), 1);
+        let messages = messages.iter().map(|text| Bytes::from(text.to_string()));
+        let batch = Batch::new(messages.collect()).expect("not empty");
+        store.push(pipe, id, batch).await.expect("stored")
+    }
+}

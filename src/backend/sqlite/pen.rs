@@ -304,27 +304,21 @@ fn failure(code: std::ffi::c_int) -> rusqlite::Error {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use tempfile::TempDir;
 
-    use super::super::{Durability, Sqlite};
+    use super::super::Sqlite;
+    use super::super::testing::{self, open};
     use super::*;
     use crate::backend::{Backend, Limit, Start};
-    use crate::message::{Batch, Position, Producer, PushId};
+    use crate::message::Position;
 
     const DEADLINE: Duration = Duration::from_secs(20);
-
-    fn open(folder: &TempDir) -> Sqlite {
-        Sqlite::open(&folder.path().join("pipes.db"), Durability::Process).expect("a store")
-    }
 
     fn topic() -> PipeName {
         PipeName::new("topic").expect("legal")
     }
 
     async fn push(store: &Sqlite, text: &str) -> Position {
-        let id = PushId::first(Producer::random().expect("randomness"), 1);
-        let batch = Batch::new(vec![Bytes::from(text.to_owned())]).expect("not empty");
-        store.push(&topic(), id, batch).await.expect("stored")
+        testing::push(store, &topic(), &[text]).await
     }
 
     /// Pushes until something is held: until two pushes were fast enough, that is.
