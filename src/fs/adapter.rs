@@ -32,6 +32,9 @@ const TTL: Duration = Duration::ZERO;
 /// the next ones of a loop.
 const REMOTE_TTL: Duration = Duration::from_millis(10);
 
+/// A piece of so many bytes takes longer to be taken apart than another thread takes to wake.
+const LARGE: usize = 64 << 10;
+
 /// An interrupted push is waited for so long, because its result is the truth; then it is EINTR.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -431,11 +434,16 @@ impl Filesystem for Adapter {
             Ok(file) => file,
             Err(error) => return reply.error(errno::answer("write", &error)),
         };
+        let is_large = piece.len() >= LARGE;
         let work = async move { file.write(owner, offset, piece).await };
-        self.answer(request, GRACE, work, move |result| match result {
+        let reply = move |result| match result {
             Ok(taken) => reply.written(taken as u32),
             Err(error) => reply.error(errno::answer("write", &error)),
-        });
+        };
+        match is_large {
+            true => self.answer_here(request, GRACE, Box::pin(work), reply),
+            false => self.answer(request, GRACE, work, reply),
+        }
     }
 
     fn flush(

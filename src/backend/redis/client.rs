@@ -9,9 +9,10 @@ use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRou
 use redis::{Cmd, ErrorKind, PushInfo, PushKind, RedisError, ServerErrorKind, Value};
 use tokio::sync::OnceCell;
 
+use super::bulk::Bulk;
 use super::entry::{position, strange, text};
 use super::keys::{Keys, pattern};
-use super::link::{ANSWER, Connector, Link, is_broken, translated};
+use super::link::{ANSWER, Connector, Link, Server, is_broken, translated};
 use super::options::{RedisUrl, Topology};
 use super::scripts::Lua;
 use crate::backend::broker::made_to_its_end;
@@ -65,6 +66,8 @@ pub(super) struct Client {
     pub(super) floors: Arc<Floors>,
     /// Pushes, and whatever else is short.
     pub(super) commands: Arc<Lane>,
+    /// Large pushes.
+    pub(super) bulk: Arc<Bulk>,
     /// What may bring large answers, behind which no push should have to wait.
     pub(super) fetches: Arc<Lane>,
     /// Whether the server's settings were looked at.
@@ -81,6 +84,7 @@ impl Client {
                 listens: true,
                 ..Lane::default()
             }),
+            bulk: Arc::default(),
             fetches: Arc::default(),
             checked: OnceCell::new(),
         })
@@ -94,6 +98,11 @@ impl Client {
     /// The channel on which resets are told. The same key in another database is another pipe.
     pub(super) fn channel(&self) -> String {
         format!("dnpipes-resets-{}", self.url.database)
+    }
+
+    /// The server, where there is only one and it was connected to.
+    pub(super) fn server(&self) -> Option<Server> {
+        self.connector.server()
     }
 
     /// A connection for one alone, as requests that wait keep others from it.
@@ -255,7 +264,7 @@ impl Client {
         ask: impl AsyncFnOnce(&mut Link) -> Result<Value, RedisError>,
     ) -> Result<Result<Value, RedisError>> {
         let (generation, mut link) = self.link(lane).await?;
-        let patience = ANSWER + Duration::from_secs((bytes / SLOWEST) as u64);
+        let patience = patience(bytes);
         let answer = tokio::time::timeout(patience, ask(&mut link)).await;
         let broken = match &answer {
             Err(_) => true,
@@ -362,6 +371,11 @@ impl Client {
             }
         }
     }
+}
+
+/// How long an answer may take with which, or with whose question, `bytes` are under way.
+pub(super) fn patience(bytes: usize) -> Duration {
+    ANSWER + Duration::from_secs((bytes / SLOWEST) as u64)
 }
 
 /// Makes an answer that does not come an error.

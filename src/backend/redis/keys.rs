@@ -1,6 +1,7 @@
 //! Which keys belong to a pipe.
 
 use crate::error::{Error, Kind, Result};
+use crate::message::Producer;
 use crate::name::PipeName;
 
 /// The keys of one pipe. They lie in the same slot of a cluster.
@@ -15,6 +16,17 @@ pub(super) struct Keys {
 }
 
 impl Keys {
+    /// Touched by who removes the pipe (bulk.lua). Like the next one it begins as `known`, for the rights of users.
+    pub(super) fn gate(&self) -> String {
+        format!("{}:gate", self.known)
+    }
+
+    /// Touched where transactions of the producer must not be run any more (bulk.lua).
+    pub(super) fn claim(&self, producer: Producer) -> String {
+        let hex = producer.as_bytes().map(|byte| format!("{byte:02x}"));
+        format!("{}:{}", self.known, hex.concat())
+    }
+
     /// The keys of the pipe whose stream is `prefix` and its name. `cluster` says that slots count.
     ///
     /// # Errors

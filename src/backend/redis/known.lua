@@ -8,6 +8,7 @@
 --   .made       when it was made, and
 --   .changed    made or reset, in microseconds
 --   .earlier    whether there are earlier producers
+--   .marked     the stream's length when the last large push began (mark.lua)
 --   PRODUCER    the number of its last push, in 20 digits, and its last id
 --
 -- Producers are 16 bytes, and so are never mistaken for the rest.
@@ -60,6 +61,12 @@ end
 
 local function packed(added, length, bytes, largest, producers, last)
     return string.format('%.0f %.0f %.0f %.0f %.0f %s', added, length, bytes, largest, producers, last)
+end
+
+-- Keeps the transactions that watch `key` from being run; nothing is left of it.
+local function touch(key)
+    redis.call('HSET', key, '', '')
+    redis.call('UNLINK', key)
 end
 
 -- Makes the stream, which does not exist, empty; its numbers go on behind `last`.

@@ -1,6 +1,6 @@
 //! Connections: how they are made, and what their failures mean.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -11,7 +11,7 @@ use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, Connection, ConnectionAddr, ErrorKind,
     IntoConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, RedisFuture,
     ServerErrorKind, TlsCertificates, TlsMode, Value,
 };
@@ -71,6 +71,25 @@ pub(super) struct Connector {
     url: RedisUrl,
     login: RedisConnectionInfo,
     certificates: Option<TlsCertificates>,
+    /// The server that was connected to last; none of a cluster's.
+    server: Mutex<Option<Server>>,
+}
+
+/// One server, to which more connections can be made.
+#[derive(Clone)]
+pub(super) struct Server {
+    client: Client,
+}
+
+impl Server {
+    /// A connection whose calls block.
+    pub(super) fn connect(&self) -> Result<Connection, RedisError> {
+        self.client.get_connection_with_timeout(CONNECT)
+    }
+
+    pub(super) fn is(&self, other: &Server) -> bool {
+        self.client.get_connection_info().addr() == other.client.get_connection_info().addr()
+    }
 }
 
 impl Connector {
@@ -111,7 +130,19 @@ impl Connector {
             url: url.clone(),
             login,
             certificates,
+            server: Mutex::default(),
         })
+    }
+
+    /// The server that was connected to last, where there is only one of interest.
+    pub(super) fn server(&self) -> Option<Server> {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        server.clone()
+    }
+
+    fn use_server(&self, client: Client) {
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        *server = Some(Server { client });
     }
 
     /// Connects, to servers that are looked up anew. `told` hears what the server sends by itself.
@@ -129,7 +160,9 @@ impl Connector {
                 Topology::Cluster => self.cluster(&hosts, told).await,
                 Topology::Sentinel(name) => {
                     let client = self.master(&hosts, name).await?;
-                    single(&client, told).await
+                    let link = single(&client, told).await?;
+                    self.use_server(client);
+                    Ok(link)
                 }
                 Topology::Single => self.first(&hosts, told).await,
             }
@@ -174,16 +207,18 @@ impl Connector {
         let tries = hosts.iter().enumerate().map(|(place, host)| {
             let told = told.clone();
             let tried = async move {
-                let mut link = single(&self.client(host)?, told).await?;
-                if hosts.len() == 1 {
-                    return Ok((link, true));
-                }
-                match redis::cmd("ROLE").query_async(&mut link).await {
-                    Ok(role) => Ok((link, is_master(&role))),
-                    Err(error) if is_broken(&error) => Err(error),
-                    // Who may not ask has to take what comes.
-                    Err(_) => Ok((link, true)),
-                }
+                let client = self.client(host)?;
+                let mut link = single(&client, told).await?;
+                let is_master = match hosts.len() {
+                    1 => true,
+                    _ => match redis::cmd("ROLE").query_async(&mut link).await {
+                        Ok(role) => is_master(&role),
+                        Err(error) if is_broken(&error) => return Err(error),
+                        // Who may not ask has to take what comes.
+                        Err(_) => true,
+                    },
+                };
+                Ok((link, client, is_master))
             };
             async move {
                 tokio::time::sleep(head_start(place)).await;
@@ -197,8 +232,11 @@ impl Connector {
         while let Some(tried) = tries.next().await {
             match tried {
                 Err(error) => failed = failed.or(Some(error)),
-                Ok((link, true)) => return Ok(link),
-                Ok((link, false)) => replica = replica.or(Some(link)),
+                Ok((link, client, true)) => {
+                    self.use_server(client);
+                    return Ok(link);
+                }
+                Ok((link, _, false)) => replica = replica.or(Some(link)),
             }
         }
         match (replica, failed) {

@@ -3,12 +3,13 @@
 //! - [`options`]: the source's URL.
 //! - [`link`]: connections and what their failures mean.
 //! - [`client`], [`scripts`]: requests; [`keys`], [`entry`]: what lies in the database.
-//! - [`push`], [`source`]: writers and subscribers.
+//! - [`push`], [`bulk`], [`source`]: writers and subscribers.
 //!
 //! A request is made once: [`super::retry::Retry`] repeats it. Whatever changes something is one script, so that
 //! it happens as a whole, and one that comes late or twice does no harm: a push is known by its identity, a reset
 //! drops what was there when it was asked for.
 
+mod bulk;
 mod client;
 mod entry;
 mod keys;
@@ -268,11 +269,12 @@ impl Backend for Redis {
             if look.info.is_none() {
                 return Err(not_found(pipe));
             }
+            let gate = keys.gate();
             let dropped = self.client.run(
                 &self.client.commands,
                 || format!("removing {pipe}"),
                 &scripts::REMOVE,
-                [&keys.stream, &keys.known, &keys.earlier],
+                [&keys.stream, &keys.known, &keys.earlier, &gate],
                 0,
                 |script| {
                     script.arg(&look.made).arg(self.client.channel());

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::bulk;
 use super::client::Client;
 use super::entry::{position, text};
 use super::scripts;
@@ -29,13 +30,22 @@ pub(super) async fn push(
         return Err(Error::new(Kind::TooLong, why));
     }
     let keys = client.keys(pipe)?;
+    if let Some(turn) = client.bulk.turn(id, batch)
+        && let Some(position) = bulk::push(turn, client, &keys, id, batch).await?
+    {
+        return Ok(position);
+    }
+    let claim = match id.repeated || client.bulk.is_under_way(id.producer) {
+        true => keys.claim(id.producer),
+        // Another key of the same, which says that there is nothing to touch.
+        false => keys.known.clone(),
+    };
     let largest = messages.iter().map(|message| message.len()).max();
-    // A script, not a transaction: those take the server half the time, but the client more than that.
     let answer = client.run(
         &client.commands,
         || format!("pushing to {pipe}"),
         &scripts::PUSH,
-        [&keys.stream, &keys.known, &keys.earlier],
+        [&keys.stream, &keys.known, &keys.earlier, &claim],
         batch.bytes(),
         |script| {
             script

@@ -1,6 +1,6 @@
 -- Removes a pipe, if it is still the one that the caller looked at. KEYS: the stream, what is known of it, earlier
--- producers. ARGV: what told it from others, the channel that tells of it. Returns where a pipe of that name will
--- start, or nothing where there is none.
+-- producers, the gate of the transactions that push to it (bulk.lua). ARGV: what told it from others, the channel that
+-- tells of it. Returns where a pipe of that name will start, or nothing where there is none.
 
 -- Seconds for which it is known where a pipe of that name has to go on, for the case that the clock is set back,
 -- and which pushes were stored, for those that are still on their way.
@@ -14,6 +14,7 @@ if redis.call('EXISTS', stream) == 0 or (redis.call('HGET', known, '.made') or '
 end
 local last = info(stream)['last-generated-id']
 local floor = behind(last)
+touch(KEYS[4])
 redis.call('UNLINK', stream)
 local _, _, _, _, producers = counted(redis.call('HGET', known, '.count'))
 -- One that another program makes of that name is not the one that was looked at, and so has no `.made`.

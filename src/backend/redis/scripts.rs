@@ -21,7 +21,9 @@ macro_rules! script {
     };
 }
 
-pub(super) static PUSH: Lua = script!("known.lua" "push.lua");
+pub(super) static PUSH: Lua = script!("known.lua" "producers.lua" "push.lua");
+pub(super) static BULK: Lua = script!("known.lua" "producers.lua" "bulk.lua");
+pub(super) static MARK: Lua = script!("mark.lua");
 pub(super) static STAT: Lua = script!("known.lua" "stat.lua");
 pub(super) static CREATE: Lua = script!("known.lua" "create.lua");
 pub(super) static RESET: Lua = script!("known.lua" "reset.lua");

@@ -1,0 +1,2 @@
+-- The first part of a transaction that pushes (bulk.lua). KEYS: the stream, what is known of it.
+redis.call('HSET', KEYS[2], '.marked', redis.call('XLEN', KEYS[1]))
