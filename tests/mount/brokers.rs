@@ -6,30 +6,33 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::gateway::free_port;
-use crate::load::{Writers, assert_complete, follow, read_lines};
+use crate::load::{Work, Writers, assert_complete, follow, read_lines};
 use crate::network::Hosts;
 use crate::services::Services;
 use crate::support::{DNPIPES, Mount, Running, Store, finish, wait_for};
 
-/// Each writer's lines.
-const LINES: usize = 2000;
+const SINGLE: Work = Work::single(2000);
+const LARGE: Work = Work::large(100);
 
 /// Two writers and two readers on each of two mounts.
 struct Load<'a> {
+    work: Work,
     mounts: &'a [Mount; 2],
     readers: Vec<Running>,
     writers: Writers<'a>,
 }
 
 impl<'a> Load<'a> {
-    fn start(store: &'a Store, mounts: &'a [Mount; 2]) -> Self {
+    fn start(store: &'a Store, mounts: &'a [Mount; 2], work: Work) -> Self {
         mounts[0].out("touch topic");
         let [one, two] = mounts;
         let four = [one, two, one, two];
+        let reader = |mount: &&Mount| follow(mount, 4 * work.lines);
         Load {
+            work,
             mounts,
-            readers: four.iter().map(|mount| follow(mount, 4 * LINES)).collect(),
-            writers: Writers::start(store, &four, LINES),
+            readers: four.iter().map(reader).collect(),
+            writers: Writers::start(store, &four, work),
         }
     }
 
@@ -38,7 +41,7 @@ impl<'a> Load<'a> {
     fn finish(self) {
         self.writers.finish();
         let stored = self.mounts[0].lines("topic");
-        assert_complete(&stored, 4, LINES);
+        assert_complete(&stored, 4, self.work);
         for reader in self.readers {
             assert_eq!(read_lines(reader), stored);
         }
@@ -98,27 +101,27 @@ fn a_reset_reaches_buffers(kind: &str) {
     assert_eq!(reader.line(), "after");
 }
 
-fn killed_under_load(kind: &str) {
+fn killed_under_load(kind: &str, work: Work) {
     let store = Store::new();
     let services = Services::start(&[kind]);
     let name = services.server().name;
     let mounts = two_mounts(&services.url(), &[]);
-    let load = Load::start(&store, &mounts);
+    let load = Load::start(&store, &mounts, work);
     for kill in 1..=4 {
-        load.writers.await_acknowledged(kill * LINES / 6);
+        load.writers.await_acknowledged(kill * work.lines / 6);
         services.tell("kill", &name);
         services.tell("start", &name);
     }
     load.finish();
 }
 
-fn paused_under_load(kind: &str) {
+fn paused_under_load(kind: &str, work: Work) {
     let store = Store::new();
     let services = Services::start(&[kind]);
     let name = services.server().name;
     let mounts = two_mounts(&services.url(), &[]);
-    let load = Load::start(&store, &mounts);
-    load.writers.await_acknowledged(LINES / 4);
+    let load = Load::start(&store, &mounts, work);
+    load.writers.await_acknowledged(work.lines / 4);
     services.tell("stop", &name);
     // Ten seconds: then the pushes under way are given up and sent again, and both may arrive.
     load.await_repeated_pushes();
@@ -137,11 +140,11 @@ fn apart(kind: &str, flags: &[&str]) -> (Hosts, Services, [Mount; 2]) {
     (hosts, services, mounts)
 }
 
-fn cut_off_under_load(kind: &str, target: &str) {
+fn cut_off_under_load(kind: &str, target: &str, work: Work) {
     let store = Store::new();
     let (hosts, _services, mounts) = apart(kind, &[]);
-    let load = Load::start(&store, &mounts);
-    load.writers.await_acknowledged(LINES / 4);
+    let load = Load::start(&store, &mounts, work);
+    load.writers.await_acknowledged(work.lines / 4);
     hosts.cut(target);
     load.await_repeated_pushes();
     hosts.heal(target);
@@ -276,22 +279,37 @@ macro_rules! of {
 
             #[test]
             fn killed_under_load_it_loses_and_doubles_nothing() {
-                super::killed_under_load($kind);
+                super::killed_under_load($kind, super::SINGLE);
             }
 
             #[test]
             fn paused_under_load_it_loses_and_doubles_nothing() {
-                super::paused_under_load($kind);
+                super::paused_under_load($kind, super::SINGLE);
             }
 
             #[test]
             fn cut_off_under_load_it_loses_and_doubles_nothing() {
-                super::cut_off_under_load($kind, "DROP");
+                super::cut_off_under_load($kind, "DROP", super::SINGLE);
             }
 
             #[test]
             fn refused_under_load_it_loses_and_doubles_nothing() {
-                super::cut_off_under_load($kind, "REJECT");
+                super::cut_off_under_load($kind, "REJECT", super::SINGLE);
+            }
+
+            #[test]
+            fn killed_under_large_writes_it_loses_and_doubles_nothing() {
+                super::killed_under_load($kind, super::LARGE);
+            }
+
+            #[test]
+            fn paused_under_large_writes_it_loses_and_doubles_nothing() {
+                super::paused_under_load($kind, super::LARGE);
+            }
+
+            #[test]
+            fn cut_off_under_large_writes_it_loses_and_doubles_nothing() {
+                super::cut_off_under_load($kind, "DROP", super::LARGE);
             }
 
             #[test]
@@ -321,12 +339,14 @@ fn a_cluster_of_nats_servers_killed_in_turn_loses_and_doubles_nothing() {
         .map(|server| format!("127.0.0.1:{}", server.port));
     let hosts = hosts.collect::<Vec<_>>().join(",");
     let mounts = two_mounts(&format!("nats://{hosts}/?replicas=3"), &[]);
-    let load = Load::start(&store, &mounts);
+    let load = Load::start(&store, &mounts, SINGLE);
     for (kill, server) in servers.iter().enumerate() {
-        load.writers.await_acknowledged((2 * kill + 1) * LINES / 8);
+        load.writers
+            .await_acknowledged((2 * kill + 1) * SINGLE.lines / 8);
         services.tell("kill", &server.name);
         // The others go on without it.
-        load.writers.await_acknowledged((2 * kill + 2) * LINES / 8);
+        load.writers
+            .await_acknowledged((2 * kill + 2) * SINGLE.lines / 8);
         services.tell("start", &server.name);
     }
     load.finish();

@@ -5,18 +5,51 @@ use std::path::Path;
 
 use crate::support::{Mount, PYTHON, Running, Store, wait_for};
 
-/// Writes numbered lines, one a write(2), and notes how many were acknowledged.
+/// Writes numbered lines, so many a write(2), and notes how many were acknowledged.
 const NUMBERED: &str = "
 import os, sys
-name, count, acks = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+name, acks = sys.argv[1:3]
+count, together, longest = map(int, sys.argv[3:])
 fd = os.open('topic', os.O_WRONLY)
-for number in range(count):
-    line = ('%s %d %s\\n' % (name, number, 'x' * (number * 37 % 3000))).encode()
-    if os.write(fd, line) != len(line):
+for first in range(0, count, together):
+    numbers = range(first, first + together)
+    lines = [b'%s %d %s\\n' % (name.encode(), number, b'x' * (number * 37 % longest)) for number in numbers]
+    piece = b''.join(lines)
+    if os.write(fd, piece) != len(piece):
         sys.exit('a short write')
     with open(acks, 'w') as file:
-        print(number + 1, file=file)
+        print(first + together, file=file)
 ";
+
+/// What each writer writes.
+#[derive(Clone, Copy)]
+pub(crate) struct Work {
+    pub(crate) lines: usize,
+    /// Lines a write(2).
+    together: usize,
+    /// No line's rest is so long.
+    longest: usize,
+}
+
+impl Work {
+    /// Lines of up to 3 KB, each for itself.
+    pub(crate) const fn single(lines: usize) -> Self {
+        Work {
+            lines,
+            together: 1,
+            longest: 3000,
+        }
+    }
+
+    /// Short lines, 500 together.
+    pub(crate) const fn large(writes: usize) -> Self {
+        Work {
+            lines: 500 * writes,
+            together: 500,
+            longest: 60,
+        }
+    }
+}
 
 fn acknowledged(path: &Path) -> usize {
     let text = fs::read_to_string(path).unwrap_or_default();
@@ -30,12 +63,17 @@ pub(crate) struct Writers<'a> {
 }
 
 impl<'a> Writers<'a> {
-    pub(crate) fn start(store: &'a Store, mounts: &[&Mount], lines: usize) -> Self {
+    pub(crate) fn start(store: &'a Store, mounts: &[&Mount], work: Work) -> Self {
         let acks = |writer: usize| store.folder().join(format!("acks{writer}"));
         let running = mounts.iter().enumerate().map(|(writer, mount)| {
             let acks = acks(writer);
+            let Work {
+                lines,
+                together,
+                longest,
+            } = work;
             mount.spawn(&format!(
-                "exec {PYTHON} -c \"{NUMBERED}\" w{writer} {lines} {}",
+                "exec {PYTHON} -c \"{NUMBERED}\" w{writer} {} {lines} {together} {longest}",
                 acks.display()
             ))
         });
@@ -65,7 +103,7 @@ impl<'a> Writers<'a> {
 }
 
 /// Each writer's lines are there once and in order, and no others.
-pub(crate) fn assert_complete(lines: &[String], writers: usize, count: usize) {
+pub(crate) fn assert_complete(lines: &[String], writers: usize, work: Work) {
     let mut next = vec![0; writers];
     for line in lines {
         let mut words = line.split(' ');
@@ -74,10 +112,13 @@ pub(crate) fn assert_complete(lines: &[String], writers: usize, count: usize) {
             .expect("a number");
         let number: usize = words.next().expect("a number").parse().expect("a number");
         assert_eq!(number, next[writer], "writer {writer}");
-        assert_eq!(words.next().expect("a rest").len(), number * 37 % 3000);
+        assert_eq!(
+            words.next().expect("a rest").len(),
+            number * 37 % work.longest
+        );
         next[writer] += 1;
     }
-    assert_eq!(next, vec![count; writers]);
+    assert_eq!(next, vec![work.lines; writers]);
 }
 
 /// A reader that ends after `lines` lines, and what it has read.

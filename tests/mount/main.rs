@@ -15,6 +15,7 @@ mod crash;
 mod metadata;
 mod reading;
 mod redis;
+mod redis_bulk;
 mod refusals;
 mod remote;
 mod sharing;

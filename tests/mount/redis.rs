@@ -17,7 +17,7 @@ use crate::services::{Server, Services};
 use crate::support::{DNPIPES, Mount, Running, Store, finish, wait_for};
 
 /// What `redis-cli` says to a script of commands, with the server's address in front of each.
-fn cli(server: &Server, script: &str) -> String {
+pub(crate) fn cli(server: &Server, script: &str) -> String {
     let output = finish(Command::new("bash").arg("-c").arg(format!(
         "set -e; redis() {{ redis-cli -e -p {} \"$@\"; }}\n{script}",
         server.port
@@ -26,7 +26,7 @@ fn cli(server: &Server, script: &str) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-fn start(settings: &[&str]) -> (Services, Server) {
+pub(crate) fn start(settings: &[&str]) -> (Services, Server) {
     let mut words = vec!["redis"];
     words.extend(settings.iter().flat_map(|line| ["--set", line]));
     let services = Services::start(&words);

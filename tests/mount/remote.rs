@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::gateway::{Gateway, free_port};
-use crate::load::{Writers, assert_complete, follow, read_lines};
+use crate::load::{Work, Writers, assert_complete, follow, read_lines};
 use crate::network::Hosts;
 use crate::support::{Mount, Running, Store, finish, wait_for};
 
@@ -58,6 +58,7 @@ fn a_reset_on_one_mount_reaches_a_reader_that_waits_on_another() {
 #[test]
 fn a_gateway_that_is_killed_under_load_loses_and_doubles_nothing() {
     const LINES: usize = 250;
+    const WORK: Work = Work::single(LINES);
     let store = Store::new();
     let source = store.url();
     let mut gateway = Gateway::start(&source, &[]);
@@ -70,14 +71,14 @@ fn a_gateway_that_is_killed_under_load_loses_and_doubles_nothing() {
         .map(|mount| follow(mount, 4 * LINES))
         .collect();
     let all: Vec<&Mount> = mounts.iter().collect();
-    let writers = Writers::start(&store, &all, LINES);
+    let writers = Writers::start(&store, &all, WORK);
     for kill in 1..=4 {
         writers.await_acknowledged(kill * LINES / 6);
         gateway = gateway.crash_and_restart();
     }
     writers.finish();
     let stored = mounts[0].lines("topic");
-    assert_complete(&stored, 4, LINES);
+    assert_complete(&stored, 4, WORK);
     for reader in readers {
         assert_eq!(read_lines(reader), stored);
     }
@@ -142,6 +143,7 @@ fn apart(store: &Store, flags: &[&str]) -> (Vec<Mount>, Gateway, Hosts) {
 
 fn cut_and_heal(target: &str) {
     const LINES: usize = 300;
+    const WORK: Work = Work::single(LINES);
     let store = Store::new();
     let (mounts, _gateway, hosts) = apart(&store, &[]);
     mounts[0].out("touch topic");
@@ -150,7 +152,7 @@ fn cut_and_heal(target: &str) {
         .map(|mount| follow(mount, 2 * LINES))
         .collect();
     let all: Vec<&Mount> = mounts.iter().collect();
-    let writers = Writers::start(&store, &all, LINES);
+    let writers = Writers::start(&store, &all, WORK);
     writers.await_acknowledged(LINES / 4);
     hosts.cut(target);
     // Until both have given a request up and repeat it: the first one may still arrive when all is well
@@ -163,7 +165,7 @@ fn cut_and_heal(target: &str) {
     hosts.heal(target);
     writers.finish();
     let stored = mounts[0].lines("topic");
-    assert_complete(&stored, 2, LINES);
+    assert_complete(&stored, 2, WORK);
     for reader in readers {
         assert_eq!(read_lines(reader), stored);
     }

@@ -162,8 +162,11 @@ impl Turn {
             }
             Err(error) => return not_begun(what(), error),
         }
-        let ended =
-            run(&mut connection).map_err(|error| translated(what(), error).maybe_applied())?;
+        let ended = run(&mut connection).map_err(|error| {
+            // Whatever it is, the push may be repeated.
+            let failed = Error::new(Kind::Unreachable, what()).caused_by(error.to_string());
+            failed.maybe_applied()
+        })?;
         // Now it is as it was before.
         self.bulk.state().idle.push((server.clone(), connection));
         match ended {

@@ -5,8 +5,8 @@
 //! - [`client`], [`scripts`]: requests; [`keys`], [`entry`]: what lies in the database.
 //! - [`push`], [`bulk`], [`source`]: writers and subscribers.
 //!
-//! A request is made once: [`super::retry::Retry`] repeats it. Whatever changes something is one script, so that
-//! it happens as a whole, and one that comes late or twice does no harm: a push is known by its identity, a reset
+//! A request is made once: [`super::retry::Retry`] repeats it. Whatever changes something is one script or transaction, so
+//! that it happens as a whole, and one that comes late or twice does no harm: a push is known by its identity, a reset
 //! drops what was there when it was asked for.
 
 mod bulk;

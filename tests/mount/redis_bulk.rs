@@ -1,0 +1,349 @@
+//! Large pushes to Redis, which go by a transaction: whatever comes in between, they are stored whole, once, and in
+//! their order.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dnpipes::backend::redis::{Redis, RedisUrl};
+use dnpipes::backend::{Backend, Limit, Start};
+use dnpipes::error::Kind;
+use dnpipes::message::{Batch, Position, Producer, PushId};
+use dnpipes::name::PipeName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::redis::{cli, start};
+use crate::services::Server;
+use crate::support::Mount;
+
+/// Messages of a push that certainly is a large one.
+const MANY: usize = 1000;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn topic() -> PipeName {
+    PipeName::new("topic").expect("legal")
+}
+
+fn new_id() -> PushId {
+    PushId::first(Producer::random().expect("randomness"), 1)
+}
+
+fn texts(of: &str, count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{of} {number}")).collect()
+}
+
+fn batch(texts: &[String]) -> Batch {
+    let copy = |text: &String| Bytes::copy_from_slice(text.as_bytes());
+    Batch::new(texts.iter().map(copy).collect()).expect("not empty")
+}
+
+async fn client(port: u16) -> Redis {
+    let url = RedisUrl::parse(&format!("redis://127.0.0.1:{port}/")).expect("a URL");
+    let redis = Redis::open(&url).expect("a client");
+    // Connected: only then is it known which server large pushes go to.
+    redis.list().await.expect("a listing");
+    redis
+}
+
+async fn contents(redis: &Redis) -> Vec<String> {
+    let source = redis.subscribe(&topic(), Start::Oldest).await;
+    let mut source = source.expect("a source");
+    let limit = Limit {
+        max_bytes: 1 << 20,
+        before: Some(Position::MAX),
+    };
+    let mut all = Vec::new();
+    loop {
+        let some = source.next(limit).await.expect("messages");
+        if some.is_empty() {
+            return all;
+        }
+        let text = |data: &[u8]| String::from_utf8(data.to_vec()).expect("text");
+        all.extend(some.iter().map(|message| text(&message.data)));
+    }
+}
+
+/// How many transactions the server was told to run.
+fn runs(server: &Server) -> usize {
+    let stats = cli(server, "redis INFO commandstats");
+    let calls = stats
+        .split_once("cmdstat_exec:calls=")
+        .and_then(|(_, rest)| rest.split_once(','));
+    calls.map_or(0, |(calls, _)| calls.parse().expect("a number"))
+}
+
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let since = Instant::now();
+    while !is_so().await {
+        assert!(since.elapsed() < DEADLINE, "waited in vain for: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A way to the server on which the word to run a transaction is held back, but for the first one of each connection,
+/// which is a rehearsal.
+struct Held {
+    port: u16,
+    /// How many are held.
+    held: watch::Receiver<usize>,
+    release: watch::Sender<bool>,
+}
+
+impl Held {
+    async fn new(server: &Server) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("its address").port();
+        let (count, held) = watch::channel(0);
+        let (release, released) = watch::channel(false);
+        let (count, server) = (Arc::new(count), server.port);
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let far = TcpStream::connect(("127.0.0.1", server)).await;
+                let (mut from_near, mut to_near) = near.into_split();
+                let (mut from_far, mut to_far) = far.expect("the server").into_split();
+                tokio::spawn(async move { tokio::io::copy(&mut from_far, &mut to_near).await });
+                let (count, mut released) = (Arc::clone(&count), released.clone());
+                tokio::spawn(async move {
+                    let mut piece = vec![0; 1 << 20];
+                    let mut is_rehearsed = false;
+                    loop {
+                        let Ok(length @ 1..) = from_near.read(&mut piece).await else {
+                            return;
+                        };
+                        // It is sent by itself, and so is not cut.
+                        if memchr::memmem::find(&piece[..length], b"$4\r\nEXEC\r\n").is_some()
+                            && std::mem::replace(&mut is_rehearsed, true)
+                        {
+                            count.send_modify(|count| *count += 1);
+                            released.wait_for(|is| *is).await.expect("the test goes on");
+                        }
+                        if to_far.write_all(&piece[..length]).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Held {
+            port,
+            held,
+            release,
+        }
+    }
+
+    /// Waits until one is held.
+    async fn hold(&mut self) {
+        let held = self.held.wait_for(|count| *count > 0);
+        let held = tokio::time::timeout(DEADLINE, held).await;
+        held.expect("a transaction in time")
+            .expect("the way is there");
+    }
+
+    /// Pushes by a transaction that is held, and stops to wait for it.
+    async fn hold_push(&mut self, client: &Redis, id: PushId, texts: &[String]) {
+        let topic = topic();
+        tokio::select! {
+            pushed = client.push(&topic, id, batch(texts)) => panic!("it is held: {pushed:?}"),
+            () = self.hold() => {}
+        }
+    }
+
+    async fn release(&self, server: &Server) {
+        let before = runs(server);
+        self.release.send(true).expect("the way is there");
+        until("the transaction", async || runs(server) > before).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_pushes_of_many_are_stored_whole_and_in_order() {
+    const WRITERS: usize = 8;
+    const PUSHES: usize = 10;
+    let (_services, server) = start(&[]);
+    let clients = [client(server.port).await, client(server.port).await].map(Arc::new);
+    let writers = (0..WRITERS).map(|writer| {
+        let client = Arc::clone(&clients[writer % 2]);
+        tokio::spawn(async move {
+            let producer = Producer::random().expect("randomness");
+            let mut last = Position::MIN;
+            for push in 0..PUSHES {
+                // Every other one a small one.
+                let count = [MANY, 3][push % 2];
+                let texts = texts(&format!("{writer} {push}"), count);
+                let id = PushId::first(producer, push as u64 + 1);
+                let pushed = client.push(&topic(), id, batch(&texts)).await;
+                let position = pushed.expect("stored");
+                assert!(position > last);
+                last = position;
+                // Also known when it is repeated.
+                let again = client.push(&topic(), id.again(), batch(&texts)).await;
+                assert_eq!(again.expect("known"), position);
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.expect("a writer");
+    }
+    let found = contents(&clients[0]).await;
+    let mut next = [0; WRITERS];
+    let mut rest = found.as_slice();
+    while let Some(first) = rest.first() {
+        let writer: usize = first[..1].parse().expect("a number");
+        let push = next[writer];
+        next[writer] += 1;
+        let whole = texts(&format!("{writer} {push}"), [MANY, 3][push % 2]);
+        assert!(rest.starts_with(&whole), "{first}");
+        rest = &rest[whole.len()..];
+    }
+    assert_eq!(next, [PUSHES; WRITERS]);
+    assert!(runs(&server) > WRITERS, "they went another way");
+    let info = clients[0].stat(&topic()).await.expect("stat");
+    let bytes: usize = found.iter().map(String::len).sum();
+    assert_eq!(
+        (info.count, info.bytes),
+        (found.len() as u64, Some(bytes as u64))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_comes_behind_its_repeat_is_not_run() {
+    let (_services, server) = start(&[]);
+    let mut way = Held::new(&server).await;
+    let late = Arc::new(client(way.port).await);
+    let (id, texts) = (new_id(), texts("push", MANY));
+    way.hold_push(&late, id, &texts).await;
+    // Nobody waits any more. Also another process may be the one that repeats it.
+    let again = client(server.port).await;
+    let position = again.push(&topic(), id.again(), batch(&texts)).await;
+    let position = position.expect("stored");
+    way.release(&server).await;
+    assert_eq!(contents(&again).await, texts);
+    let third = late.push(&topic(), id.again(), batch(&texts)).await;
+    assert_eq!(third.expect("known"), position);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_was_run_is_known_to_its_repeat() {
+    let (_services, server) = start(&[]);
+    let mut way = Held::new(&server).await;
+    let late = client(way.port).await;
+    let (id, texts) = (new_id(), texts("push", MANY));
+    way.hold_push(&late, id, &texts).await;
+    way.release(&server).await;
+    late.push(&topic(), id.again(), batch(&texts))
+        .await
+        .expect("known");
+    assert_eq!(contents(&late).await, texts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_of_which_nobody_waits_to_hear_is_not_run_behind_the_next_push() {
+    let (_services, server) = start(&[]);
+    let mut way = Held::new(&server).await;
+    let client = client(way.port).await;
+    let producer = Producer::random().expect("randomness");
+    way.hold_push(&client, PushId::first(producer, 1), &texts("one", MANY))
+        .await;
+    let next = texts("two", MANY);
+    client
+        .push(&topic(), PushId::first(producer, 2), batch(&next))
+        .await
+        .expect("stored");
+    way.release(&server).await;
+    assert_eq!(contents(&client).await, next);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_that_is_removed_meanwhile_is_made_again() {
+    let (_services, server) = start(&[]);
+    let mut way = Held::new(&server).await;
+    let late = Arc::new(client(way.port).await);
+    let other = client(server.port).await;
+    let before = other
+        .push(&topic(), new_id(), batch(&texts("before", 1)))
+        .await
+        .expect("stored");
+    let texts = texts("push", MANY);
+    let pushing = tokio::spawn({
+        let (late, batch) = (Arc::clone(&late), batch(&texts));
+        async move { late.push(&topic(), new_id(), batch).await }
+    });
+    way.hold().await;
+    other.remove(&topic()).await.expect("removed");
+    way.release(&server).await;
+    let position = pushing.await.expect("pushed").expect("stored");
+    assert!(position > before);
+    assert_eq!(contents(&other).await, texts);
+    let known = "dnpipes-known:'{dnpipes:topic}'";
+    assert_eq!(cli(&server, &format!("redis TTL {known}")), "-1\n");
+    assert_ne!(cli(&server, &format!("redis HGET {known} .made")), "\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_a_large_push_from_being_stored_is_named() {
+    let (_services, server) = start(&["maxmemory 8mb", "maxmemory-policy noeviction"]);
+    let redis = client(server.port).await;
+    let producer = Producer::random().expect("randomness");
+    let mut stored = Vec::new();
+    let failed = loop {
+        let number = stored.len() as u64 / MANY as u64 + 1;
+        let texts = texts(&format!("{number} {}", "x".repeat(500)), MANY);
+        let id = PushId::first(producer, number);
+        match redis.push(&topic(), id, batch(&texts)).await {
+            Ok(_) => stored.extend(texts),
+            Err(error) => break error,
+        }
+        assert!(number < 100, "it is never full");
+    };
+    assert_eq!(failed.kind(), Kind::Full, "{failed}");
+    assert_eq!(contents(&redis).await, stored);
+    redis.reset(&topic()).await.expect("reset");
+    cli(&server, "redis SET dnpipes:other text");
+    let other = PipeName::new("other").expect("legal");
+    let failed = redis.push(&other, new_id(), batch(&texts("x", MANY))).await;
+    assert_eq!(failed.expect_err("no stream").kind(), Kind::Damaged);
+    let after = texts("after", MANY);
+    redis
+        .push(&topic(), new_id(), batch(&after))
+        .await
+        .expect("stored");
+    assert_eq!(contents(&redis).await, after);
+}
+
+#[test]
+fn where_transactions_are_not_allowed_large_writes_go_by_scripts() {
+    for rights in ["-watch", "-exec", "-client|reply", "-script"] {
+        let user = format!("user pipes on >s3cret ~* &* +@all {rights}");
+        let (_services, server) = start(&[&user]);
+        let mount = Mount::new(&server.url.replace("//", "//pipes:s3cret@"), &[]);
+        for _ in 0..3 {
+            mount.out("seq 100000 > topic");
+        }
+        assert_eq!(mount.out("cat topic | wc -l"), "300000\n", "{rights}");
+        assert_eq!(
+            mount.out("cat topic | sort -n | uniq -c | awk '$1 != 3' | wc -l"),
+            "0\n"
+        );
+        let log = mount.log();
+        assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
+    }
+}
+
+#[test]
+fn connections_and_scripts_that_the_server_drops_are_made_anew() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    for drop in ["CLIENT KILL TYPE normal SKIPME yes", "SCRIPT FLUSH", "PING"] {
+        mount.out("seq 10000 > topic");
+        cli(&server, &format!("redis {drop}"));
+    }
+    mount.out("seq 10000 > topic");
+    assert_eq!(
+        mount.out("cat topic | sha256sum"),
+        mount.out("for i in 1 2 3 4; do seq 10000; done | sha256sum")
+    );
+    assert!(runs(&server) > 8, "they went another way");
+}
