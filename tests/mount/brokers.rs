@@ -70,6 +70,9 @@ fn share_a_pipe(kind: &str) {
         two.out("ls; wc -l < topic; tail -n 1 topic"),
         "topic\n4\nd\n"
     );
+    for mount in [&one, &two] {
+        assert_eq!(mount.out("stat -c %s topic"), "8\n");
+    }
     let reader = two.spawn("exec head -n 6 topic@follow");
     one.out("echo e > topic; echo f > topic");
     assert_eq!(read_lines(reader), ["a", "b", "c", "d", "e", "f"]);

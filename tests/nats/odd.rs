@@ -30,10 +30,10 @@ const ODD: [&[u8]; 12] = [
 ];
 
 /// A client that checks nothing.
-struct Raw(BufReader<TcpStream>);
+pub(crate) struct Raw(BufReader<TcpStream>);
 
 impl Raw {
-    fn new(services: &Services) -> Self {
+    pub(crate) fn new(services: &Services) -> Self {
         Raw::as_user(services, "")
     }
 
@@ -59,7 +59,7 @@ impl Raw {
         }
     }
 
-    fn publish(&mut self, subject: &[u8], headers: Option<&[u8]>, data: &[u8]) {
+    pub(crate) fn publish(&mut self, subject: &[u8], headers: Option<&[u8]>, data: &[u8]) {
         let line = match headers {
             Some(headers) => {
                 let (head, all) = (headers.len(), headers.len() + data.len());

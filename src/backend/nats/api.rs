@@ -109,7 +109,7 @@ impl Info {
         Ok(Position::new(self.epoch()?, self.state.last_seq + 1))
     }
 
-    /// What a pipe's user wants to know.
+    /// What a pipe's user wants to know; its bytes have to be counted ([`super::tally`]).
     ///
     /// # Errors
     /// As for [`Info::epoch`].
@@ -122,7 +122,6 @@ impl Info {
         let last = humantime::parse_rfc3339(&state.last_ts).unwrap_or(created);
         Ok(PipeInfo {
             count: state.messages,
-            // The server counts headers and subjects too.
             bytes: None,
             first: some(state.first_seq),
             last: some(state.last_seq),

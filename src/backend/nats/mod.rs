@@ -3,7 +3,7 @@
 //! - [`options`]: the source's URL; [`names`]: pipe names as stream names.
 //! - [`link`]: connections and requests; [`api`]: what JetStream is asked and answers.
 //! - [`push`] and [`search`]: storing once; [`feed`], [`opening`] and [`source`]: subscribers; [`single`]:
-//!   what cannot be streamed to them.
+//!   what cannot be streamed to them; [`headings`] and [`tally`]: how many bytes there are.
 //!
 //! A pipe is a stream; a stream that another program made is a pipe too, if its name has the prefix. A
 //! message's position is the stream's time of creation and the message's number.
@@ -19,6 +19,7 @@
 
 mod api;
 mod feed;
+mod headings;
 mod link;
 mod names;
 mod opening;
@@ -27,12 +28,14 @@ mod push;
 mod search;
 mod single;
 mod source;
+mod tally;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -47,9 +50,13 @@ use api::{ApiError, Info, NOT_FOUND};
 use link::{Line, Link, MISSES, SETTLE};
 use push::{BatchIds, Push};
 use source::Subscriber;
+use tally::Tallies;
 
 /// How long it is taken for granted that a stream was not removed and made again.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// How many pipes' messages are counted together for a listing.
+const TOGETHER: usize = 16;
 
 /// The client of NATS servers.
 pub struct Nats {
@@ -65,6 +72,7 @@ struct Shared {
     /// Pipes that hold messages over which the connection breaks.
     odd: Mutex<HashSet<PipeName>>,
     floors: Floors,
+    tallies: Tallies,
     /// Streams that were pushed to.
     streams: Mutex<HashMap<PipeName, Arc<Stream>>>,
     tried: Mutex<Producers<Tried>>,
@@ -170,6 +178,15 @@ impl Shared {
             self.warn_of_limits(info);
         }
         Ok(info)
+    }
+
+    /// What a pipe's user wants to know.
+    async fn describe(&self, pipe: &PipeName, info: &Info) -> Result<PipeInfo> {
+        let bytes = self.tallies.bytes(pipe, info).await;
+        Ok(PipeInfo {
+            bytes,
+            ..info.pipe()?
+        })
     }
 
     /// Whether the connection breaks over messages of the pipe.
@@ -358,6 +375,7 @@ impl Nats {
             shared: Arc::new(Shared {
                 asking: Line::new(Arc::clone(&url)),
                 reading: Arc::new(Line::new(Arc::clone(&url))),
+                tallies: Tallies::new(Line::new(Arc::clone(&url))),
                 odd: Mutex::default(),
                 url,
                 floors: Floors::default(),
@@ -434,7 +452,10 @@ impl Backend for Nats {
     }
 
     fn stat<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, PipeInfo> {
-        Box::pin(async move { self.found(pipe).await?.1.pipe() })
+        Box::pin(async move {
+            let (_, info) = self.found(pipe).await?;
+            self.shared.describe(pipe, &info).await
+        })
     }
 
     fn list(&self) -> Fut<'_, Vec<(PipeName, PipeInfo)>> {
@@ -447,20 +468,25 @@ impl Backend for Nats {
                 let page = link.api::<Page>("STREAM.LIST", &ask).await?;
                 let page = page.map_err(ApiError::typed)?;
                 let streams = page.streams.unwrap_or_default();
+                let is_last = streams.is_empty();
                 offset += streams.len();
-                for info in &streams {
+                for info in streams {
                     if let Some(pipe) = self.shared.url.naming.pipe(&info.config.name) {
-                        pipes.push((pipe, info.pipe()?));
+                        pipes.push((pipe, info));
                     }
                 }
-                if streams.is_empty() || offset >= page.total {
+                if is_last || offset >= page.total {
                     break;
                 }
             }
             // Streams that come and go move between the pages.
             pipes.sort_by(|one, other| one.0.cmp(&other.0));
             pipes.dedup_by(|one, other| one.0 == other.0);
-            Ok(pipes)
+            let described = stream::iter(pipes).map(|(pipe, info)| async move {
+                let described = self.shared.describe(&pipe, &info).await?;
+                Ok((pipe, described))
+            });
+            described.buffered(TOGETHER).try_collect().await
         })
     }
 

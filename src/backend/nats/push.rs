@@ -22,6 +22,7 @@ use futures_util::StreamExt;
 use super::api::{self, ApiError, Stored};
 use super::link::{Link, MISSES, Refusals, SETTLE};
 use super::search::search;
+use super::tally::Added;
 use super::{Shared, Stream};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId};
@@ -108,6 +109,8 @@ impl Push {
         let mut misses = 0;
         while next < self.batch.messages().len() {
             let (way, count) = self.way(&stream, next);
+            // Of others, some may have been stored by an earlier try.
+            let is_new = matches!(way, Way::Whole) || !self.id.repeated;
             let stored = self.store(&stream, way, next, count).await;
             let outcome = stored.map_err(|error| match next {
                 0 => error,
@@ -115,7 +118,12 @@ impl Push {
                 _ => error.maybe_applied(),
             })?;
             match outcome {
-                Outcome::Stored(seq) => last = Some(seq),
+                Outcome::Stored(seq) => {
+                    if is_new {
+                        self.tally(&stream, seq, next, count);
+                    }
+                    last = Some(seq);
+                }
                 Outcome::Before => last = None,
                 Outcome::Elsewhere if misses < MISSES => {
                     // At once where the stream was removed; else the news of it is on its way.
@@ -142,6 +150,18 @@ impl Push {
                 Ok(stream.position(found.map_or(stream.last, |found| found.seq)))
             }
         }
+    }
+
+    /// Counts messages that are stored, the last one as `last`.
+    fn tally(&self, stream: &Stream, last: u64, next: usize, count: usize) {
+        let messages = &self.batch.messages()[next..next + count];
+        let added = Added {
+            epoch: stream.epoch,
+            last,
+            count: count as u64,
+            bytes: messages.iter().map(|message| message.len() as u64).sum(),
+        };
+        self.shared.tallies.add(&self.pipe, added);
     }
 
     /// Looks for this push's last message that is stored.

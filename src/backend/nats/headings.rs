@@ -1,0 +1,111 @@
+//! A stream's messages without their bytes.
+
+use std::sync::Arc;
+
+use super::api::Info;
+use super::feed::{Feed, Loss};
+use super::link::{ANSWER, Line, Link};
+use crate::error::{Error, Kind, Result};
+
+/// What is known of a message.
+pub(super) struct Heading<'a> {
+    pub(super) seq: u64,
+    /// Its bytes, without headers.
+    pub(super) size: u64,
+    header: &'a dyn Fn(&'static str) -> Option<&'a str>,
+}
+
+impl<'a> Heading<'a> {
+    /// The first header of this name.
+    pub(super) fn header(&self, name: &'static str) -> Option<&'a str> {
+        (self.header)(name)
+    }
+}
+
+/// Messages of a stream that are looked through in their order.
+pub(super) struct Headings<'a> {
+    pub(super) info: &'a Info,
+    /// The first that was not looked at.
+    pub(super) next: u64,
+    /// Behind the last one.
+    pub(super) end: u64,
+}
+
+impl Headings<'_> {
+    /// Notes what is known of each message that is still there. Messages of others may break the connections of
+    /// `line`.
+    ///
+    /// # Errors
+    /// As for [`Link::api`].
+    pub(super) async fn look_through(
+        &mut self,
+        line: &Line,
+        note: &mut (dyn FnMut(&Heading<'_>) + Send),
+    ) -> Result<()> {
+        loop {
+            let link = line.link().await?;
+            match self.stream_through(&link, note).await {
+                // Perhaps it broke over the next message.
+                Err(error) if error.kind() == Kind::Unreachable && !link.is_alive() => {}
+                other => return other,
+            }
+            let link = line.link().await?;
+            let mut careful = 1;
+            while careful > 0 {
+                match link.single(&self.info.config.name, self.next).await? {
+                    Some(single) if single.seq < self.end => {
+                        careful = single.careful(careful);
+                        self.next = single.seq + 1;
+                        note(&Heading {
+                            seq: single.seq,
+                            size: single.data.len() as u64,
+                            header: &|name| single.header(name),
+                        });
+                    }
+                    _ => return Ok(()),
+                }
+            }
+        }
+    }
+
+    async fn stream_through(
+        &mut self,
+        link: &Arc<Link>,
+        note: &mut (dyn FnMut(&Heading<'_>) + Send),
+    ) -> Result<()> {
+        let stream = &self.info.config.name;
+        let Some(mut feed) = Feed::open(Arc::clone(link), stream, self.next, true).await? else {
+            return Ok(());
+        };
+        loop {
+            let unreachable = |why| Error::new(Kind::Unreachable, why);
+            let arrival = match tokio::time::timeout(ANSWER, feed.next()).await {
+                Ok(Ok(arrival)) => arrival,
+                Ok(Err(Loss::Failed(error))) => return Err(error),
+                Ok(Err(Loss::Gone(why, _))) => return Err(unreachable(why)),
+                // They were dropped meanwhile.
+                Err(_) => return Err(unreachable(format!("{stream}: its messages do not come"))),
+            };
+            if arrival.seq >= self.end {
+                return Ok(());
+            }
+            self.next = arrival.seq + 1;
+            let header = |name: &'static str| Some(arrival.headers.as_ref()?.get(name)?.as_str());
+            let size = header("Nats-Msg-Size").and_then(|size| size.parse().ok());
+            let size = size.ok_or_else(|| {
+                let why = format!("{stream}: message {} without its size", arrival.seq);
+                Error::new(Kind::Io, why)
+            })?;
+            note(&Heading {
+                seq: arrival.seq,
+                size,
+                header: &header,
+            });
+            // Where some were deleted one by one, the last may be one of them.
+            let is_deleted = arrival.pending == 0 && self.info.state.num_deleted > 0;
+            if self.next == self.end || is_deleted {
+                return Ok(());
+            }
+        }
+    }
+}
