@@ -69,6 +69,11 @@ pub static PULLED_BYTES: Metric = Metric::counter(
     "dnpipes_pulled_bytes_total",
     "Bytes of the messages that were delivered, without framing.",
 );
+/// Messages that a broker dropped before a reader came to them.
+pub static MISSED: Metric = Metric::counter(
+    "dnpipes_missed_messages_total",
+    "Messages that a broker dropped before a reader of this process came to them.",
+);
 /// Resets and removals.
 pub static RESETS: Metric =
     Metric::counter("dnpipes_resets_total", "Resets and removals of pipes.");
@@ -93,11 +98,12 @@ pub static CONNECTIONS: Metric =
 /// Open pulls.
 pub static READERS: Metric = Metric::gauge("dnpipes_readers", "Pulls that are being answered now.");
 
-const ALL: [&Metric; 10] = [
+const ALL: [&Metric; 11] = [
     &PUSHED,
     &PUSHED_BYTES,
     &PULLED,
     &PULLED_BYTES,
+    &MISSED,
     &RESETS,
     &SEARCHED,
     &REFUSED,

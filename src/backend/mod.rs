@@ -1,6 +1,7 @@
 //! What a backend must do. The docs of [`Backend`] and [`Source`] are the contract; the conformance suite
 //! in `tests/conformance` holds every backend to them.
 
+mod behind;
 mod broker;
 mod floor;
 mod hosts;

@@ -1,6 +1,7 @@
 //! What is Redis's own: other programs' streams, its settings, its ways to connect.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -158,6 +159,67 @@ fn settings_that_lose_messages_are_warned_of_at_the_mount() {
     let (_services, server) = start(&[]);
     let mount = Mount::new(&server.url, &[]);
     assert!(!mount.log().contains("WARN"), "{}", mount.log());
+}
+
+/// Adds entries to `dnpipes:topic`, that begin with their number; `words` stand before the id.
+fn add(server: &Server, numbers: std::ops::RangeInclusive<usize>, words: &str) {
+    let (first, last) = numbers.into_inner();
+    cli(
+        server,
+        &format!(
+            "redis EVAL \"for i = {first}, {last} do \
+             redis.call('XADD', 'dnpipes:topic', {words} '*', 'data', i .. ' ' .. ('x'):rep(10000)) end\" 0"
+        ),
+    );
+}
+
+/// The sum of what the mount says that readers have missed.
+fn missed(mount: &Mount) -> usize {
+    let log = mount.log();
+    let counts = log.lines().filter_map(|line| {
+        let (_, rest) = line.split_once("topic: a reader fell behind: ")?;
+        rest.split(' ').next()?.parse::<usize>().ok()
+    });
+    counts.sum()
+}
+
+#[test]
+fn a_reader_that_falls_behind_trimming_is_told_of_and_goes_on() {
+    let (_services, server) = start(&[]);
+    add(&server, 1..=2000, "");
+    let mount = Mount::new(&server.url, &[]);
+    let mut reader = BufReader::new(File::open(mount.file("topic@follow")).expect("a pipe"));
+    let mut next = || -> usize {
+        let mut line = String::new();
+        reader.read_line(&mut line).expect("a line");
+        let (number, _) = line.split_once(' ').expect("two words");
+        number.parse().expect("a number")
+    };
+    assert_eq!(next(), 1);
+    cli(&server, "redis XTRIM dnpipes:topic MAXLEN 10");
+    let mut read = 1;
+    while next() < 2000 {
+        read += 1;
+    }
+    read += 1;
+    assert!(read < 2000);
+    wait_for("the log", || (missed(&mount) > 0).then_some(()));
+    assert_eq!(read + missed(&mount), 2000);
+    // Who keeps up misses nothing, however short the stream is.
+    for number in 2001..=2200 {
+        add(&server, number..=number, "'MAXLEN', 1,");
+        assert_eq!(next(), number);
+    }
+    // Nor does one who is overtaken by a reset.
+    add(&server, 2201..=3000, "");
+    assert_eq!(next(), 2201);
+    mount.out("truncate -s 0 topic");
+    add(&server, 3001..=3100, "");
+    let mut last = 0;
+    while last < 3100 {
+        last = next();
+    }
+    assert_eq!(read + missed(&mount), 2000);
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod content;
 mod foreign;
 mod odd;
 mod once;
+mod sheds;
 mod sizes;
 mod together;
 mod waiting;

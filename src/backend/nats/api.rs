@@ -58,6 +58,12 @@ pub(super) struct Config {
 }
 
 impl Config {
+    /// Whether it drops messages by itself.
+    pub(super) fn sheds(&self) -> bool {
+        let is_full = self.max_bytes > 0 || self.max_msgs > 0;
+        self.max_age > 0 || self.max_msgs_per_subject > 0 || is_full && self.discard != "new"
+    }
+
     /// Whether some messages are refused and others are not.
     pub(super) fn may_refuse(&self) -> bool {
         let limited = self.max_bytes > 0 || self.max_msgs > 0 || self.max_msgs_per_subject > 0;

@@ -2,7 +2,7 @@
 //!
 //! - [`options`]: the source's URL; [`names`]: pipe names as stream names.
 //! - [`link`]: connections and requests; [`api`]: what JetStream is asked and answers.
-//! - [`push`] and [`search`]: storing once; [`feed`], [`opening`] and [`source`]: subscribers; [`single`]:
+//! - [`push`], [`target`] and [`search`]: storing once; [`feed`], [`opening`] and [`source`]: subscribers; [`single`]:
 //!   what cannot be streamed to them; [`headings`] and [`tally`]: how many bytes there are.
 //!
 //! A pipe is a stream; a stream that another program made is a pipe too, if its name has the prefix. A
@@ -29,9 +29,9 @@ mod search;
 mod single;
 mod source;
 mod tally;
+mod target;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,7 @@ use link::{Line, Link, MISSES, SETTLE};
 use push::{BatchIds, Push};
 use source::Subscriber;
 use tally::Tallies;
+use target::Stream;
 
 /// How long it is taken for granted that a stream was not removed and made again.
 const FRESH: Duration = Duration::from_secs(1);
@@ -89,79 +90,6 @@ struct Tried {
     first: Instant,
     /// Held while it is under way: servers of a cluster do not answer a batch that comes twice at a time.
     turn: Arc<tokio::sync::Mutex<()>>,
-}
-
-/// What a push has to know of a stream.
-struct Stream {
-    name: String,
-    /// Where it is pushed to.
-    subject: String,
-    epoch: u64,
-    /// Its last message when it was looked at.
-    last: u64,
-    /// Whether it takes atomic batches.
-    atomic: bool,
-    /// Whether one server alone decides what is stored. Where several do, a message is looked at before those
-    /// on which it depends are stored.
-    alone: bool,
-    /// Whether it may refuse a message for its size, or as it is full.
-    limited: bool,
-    /// How many short chains are still to come, as others' messages came into a long one.
-    crowded: AtomicU32,
-    /// How long the server remembers messages' identities.
-    window: Duration,
-    seen: Instant,
-}
-
-impl Stream {
-    fn new(info: &Info, link: &Link) -> Result<Self> {
-        Ok(Stream {
-            name: info.config.name.clone(),
-            subject: subject(info)?,
-            epoch: info.epoch()?,
-            last: info.state.last_seq,
-            atomic: info.config.allow_atomic && link.knows_batches(),
-            alone: info.config.num_replicas <= 1,
-            limited: info.config.may_refuse(),
-            crowded: AtomicU32::new(0),
-            window: info.duplicate_window(),
-            seen: Instant::now(),
-        })
-    }
-
-    /// Takes one of the short chains that are still to come; false if there is none.
-    fn take_short(&self) -> bool {
-        let less = |left: u32| left.checked_sub(1);
-        self.crowded
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
-            .is_ok()
-    }
-
-    fn position(&self, seq: u64) -> Position {
-        Position::new(self.epoch, seq)
-    }
-}
-
-/// Where the stream is pushed to.
-fn subject(info: &Info) -> Result<String> {
-    let unsupported = |why: String| {
-        Error::new(
-            Kind::Unsupported,
-            format!("stream {}: {why}", info.config.name),
-        )
-    };
-    if info.config.mirror.is_some() {
-        return Err(unsupported("a mirror cannot be pushed to".to_owned()));
-    }
-    match info.config.subjects.as_slice() {
-        [subject] if !subject.split('.').any(|token| token == "*" || token == ">") => {
-            Ok(subject.clone())
-        }
-        subjects => Err(unsupported(format!(
-            "it is not clear under which subject to push; it has: {}",
-            subjects.join(" ")
-        ))),
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -30,6 +30,8 @@ pub(super) const SUSPICIOUS: u32 = 4;
 /// A consumer of a known incarnation of the pipe.
 pub(super) struct Open {
     pub(super) epoch: u64,
+    /// Whether the stream drops messages by itself.
+    pub(super) sheds: bool,
     pub(super) feed: Feed,
 }
 
@@ -134,7 +136,13 @@ pub(super) async fn open(
             readable(&info)?;
             let now = info.epoch()?;
             match feed {
-                Some(feed) if epoch == Some(now) => return Ok(Open { epoch: now, feed }),
+                Some(feed) if epoch == Some(now) => {
+                    return Ok(Open {
+                        epoch: now,
+                        sheds: info.config.sheds(),
+                        feed,
+                    });
+                }
                 _ => epoch = Some(now),
             }
             continue;

@@ -10,6 +10,7 @@ use super::api::Info;
 use super::feed::Loss;
 use super::link::Line;
 use super::opening::{self, Fetched, Open, SUSPICIOUS, next_number, readable};
+use crate::backend::behind::Behind;
 use crate::backend::floor::KnownFloor;
 use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
 use crate::error::{Error, Kind, Result};
@@ -35,6 +36,9 @@ pub(super) struct Subscriber {
     stage: Stage,
     /// The incarnation that was there at the last look.
     epoch: Option<u64>,
+    /// Whether the stream drops messages by itself, when it was looked at last.
+    sheds: bool,
+    behind: Behind,
     /// How many messages are to be fetched one at a time before a consumer is made.
     careful: u32,
     /// How often a connection broke since something was received.
@@ -56,6 +60,8 @@ impl Subscriber {
         let floor = shared.floors.of(&pipe);
         Subscriber {
             shared,
+            sheds: false,
+            behind: Behind::new(pipe.clone()),
             pipe,
             own: None,
             floor,
@@ -86,6 +92,7 @@ impl Subscriber {
         match &info {
             Some(info) => {
                 readable(info)?;
+                self.sheds = info.config.sheds();
                 let epoch = info.epoch()?;
                 self.epoch = Some(epoch);
                 if matches!(&self.stage, Stage::Open(open) if open.epoch != epoch) {
@@ -128,13 +135,23 @@ impl Subscriber {
 
     /// Takes what was dropped out of `pending`, and up to `max_bytes` of what stands before `before`.
     fn take(&mut self, max_bytes: usize, before: Position) -> Vec<Message> {
-        self.floor.take(&mut self.pending, max_bytes, before)
+        let held = self.pending.len();
+        let taken = self.floor.take(&mut self.pending, max_bytes, before);
+        if self.sheds {
+            let dropped = held - self.pending.len() - taken.len();
+            self.behind.missed(dropped as u64);
+        }
+        taken
     }
 
     fn put(&mut self, epoch: u64, seq: u64, time: SystemTime, data: Bytes) {
         let position = Position::new(epoch, seq);
-        if seq < next_number(self.received, epoch) {
+        let next = next_number(self.received, epoch);
+        if seq < next {
             return;
+        }
+        if next > 0 && self.sheds {
+            self.behind.missed(seq - next);
         }
         self.stumbles = 0;
         self.received = Some(position);
@@ -223,7 +240,9 @@ impl Subscriber {
                 Stage::Opening(opening) => {
                     let opened = opening.await;
                     self.stage = Stage::None;
-                    self.stage = Stage::Open(opened?);
+                    let open = opened?;
+                    self.sheds = open.sheds;
+                    self.stage = Stage::Open(open);
                 }
                 Stage::Open(open) => match open.feed.next().await {
                     Ok(arrival) => {

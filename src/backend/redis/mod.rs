@@ -3,7 +3,7 @@
 //! - [`options`]: the source's URL.
 //! - [`link`]: connections and what their failures mean.
 //! - [`client`], [`scripts`]: requests; [`keys`], [`entry`]: what lies in the database.
-//! - [`push`], [`bulk`], [`source`]: writers and subscribers.
+//! - [`push`], [`bulk`]: writers; [`source`], [`progress`]: subscribers.
 //!
 //! A request is made once: [`super::retry::Retry`] repeats it. Whatever changes something is one script or transaction, so
 //! that it happens as a whole, and one that comes late or twice does no harm: a push is known by its identity, a reset
@@ -15,6 +15,7 @@ mod entry;
 mod keys;
 mod link;
 mod options;
+mod progress;
 mod push;
 mod scripts;
 mod source;
@@ -57,6 +58,10 @@ struct Look {
     floor: Position,
     /// What tells it from another of that name.
     made: String,
+    /// How many messages were ever added to it.
+    added: u64,
+    /// The newest one that was deleted by itself.
+    deleted: Position,
 }
 
 /// Looks at a pipe.
@@ -84,6 +89,8 @@ async fn look(
         modified,
         floor,
         made,
+        added,
+        deleted,
     ] = fields.as_slice()
     else {
         return Err(strange("no look at a pipe"));
@@ -120,6 +127,8 @@ async fn look(
         largest: number(largest)?.map(|bytes| bytes as usize),
         floor: floor.unwrap_or(Position::MIN),
         made: text(made)?.to_owned(),
+        added: number(added)?.unwrap_or(0),
+        deleted: place(deleted)?.unwrap_or(Position::MIN),
     })
 }
 

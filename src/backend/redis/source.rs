@@ -11,6 +11,7 @@ use super::client::{self, Client};
 use super::entry;
 use super::keys::Keys;
 use super::link::{ANSWER, Link, translated};
+use super::progress::Progress;
 use super::scripts;
 use super::{Look, look};
 use crate::backend::floor::KnownFloor;
@@ -40,6 +41,7 @@ pub(super) struct Subscriber {
     after: Position,
     /// Up to where it is known how long the longest message is, and how long.
     known: Option<(Position, usize)>,
+    progress: Progress,
     /// Kept while nobody looks at it, so that a caller that stops waiting loses nothing.
     waiting: Option<Waiting>,
     /// What to wait on next.
@@ -50,15 +52,17 @@ impl Subscriber {
     pub(super) fn new(client: Arc<Client>, pipe: PipeName, start: Start) -> Result<Self> {
         let keys = client.keys(&pipe)?;
         let floor = client.floors.of(&pipe);
+        let after = match start {
+            Start::Oldest => Position::MIN,
+            Start::After(position) => position,
+        };
         Ok(Subscriber {
             client,
+            progress: Progress::new(pipe.clone(), after),
             pipe,
             keys,
             floor,
-            after: match start {
-                Start::Oldest => Position::MIN,
-                Start::After(position) => position,
-            },
+            after,
             known: None,
             waiting: None,
             link: None,
@@ -125,17 +129,21 @@ impl Subscriber {
             },
         );
         let messages = entry::messages(found.await?)?;
-        if messages.len() >= FEW {
-            // There may be many more.
-            self.look().await?;
+        if messages.len() < FEW && !self.progress.is_due() {
+            return Ok(self.deliver(messages));
         }
-        Ok(self.deliver(messages))
+        // There may be many more.
+        let look = self.look().await?;
+        let messages = self.deliver(messages);
+        self.progress.compare(self.after, &look);
+        Ok(messages)
     }
 
     fn deliver(&mut self, messages: Vec<Message>) -> Vec<Message> {
         if let Some(last) = messages.last() {
             self.after = last.position;
         }
+        self.progress.came(&messages);
         messages
     }
 
@@ -156,7 +164,9 @@ impl Subscriber {
             // Also behind what is dropped here: asked for again, it would come again, and at once.
             self.after = after.max(last.position);
         }
-        messages.retain(|message| message.position > after && message.position >= floor);
+        messages.retain(|message| message.position > after);
+        self.progress.came(&messages);
+        messages.retain(|message| message.position >= floor);
         Ok(messages)
     }
 }
@@ -211,6 +221,10 @@ impl Source for Subscriber {
     }
 
     fn end(&mut self) -> Fut<'_, Position> {
-        Box::pin(async move { Ok(self.look().await?.end) })
+        Box::pin(async move {
+            let look = self.look().await?;
+            self.progress.compare(self.after, &look);
+            Ok(look.end)
+        })
     }
 }
