@@ -8,12 +8,14 @@ mod suite;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use dnpipes::backend::Backend;
 use dnpipes::backend::http::{Http, HttpUrl};
 use dnpipes::backend::memory::Memory;
 use dnpipes::backend::nats::{Nats, NatsUrl};
 use dnpipes::backend::redis::{Redis, RedisUrl};
+use dnpipes::backend::retry::Retry;
 use dnpipes::backend::sqlite::{Durability, Sqlite};
 use tempfile::TempDir;
 
@@ -131,11 +133,12 @@ impl<const NEW: bool> Store for NatsStore<NEW> {
 
 fn nats_client(url: &str) -> Arc<dyn Backend> {
     let url = NatsUrl::parse(url).expect("the server's URL");
-    let client = Nats::open(&url).expect("a client");
-    // What it can do it knows once it is connected.
-    let connect = || tokio::runtime::Handle::current().block_on(client.list());
+    let client = Arc::new(Nats::open(&url).expect("a client"));
+    // What it can do it knows once it is connected. A cluster on a busy machine may be between two leaders.
+    let patient = Retry::new(client.clone(), Some(Duration::from_secs(30)));
+    let connect = || tokio::runtime::Handle::current().block_on(patient.list());
     tokio::task::block_in_place(connect).expect("a list");
-    Arc::new(client)
+    client
 }
 
 /// The same on each of three servers, by any of which they are read and written.

@@ -74,14 +74,28 @@ async fn a_pipes_bytes_are_its_messages_however_they_came() {
         Raw::new(&services).publish(b"dnpipes-topic", Some(b"\xff\r\n\r\n"), b"odd");
         push_texts(&client_one, &texts(3).0).await;
         sum += 5 + 4 + 1 + 3 + 3;
+        // Some lie.
+        for size in ["99999999999", "18446744073709551615", "x"] {
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert("Nats-Msg-Size", size);
+            let sent = other
+                .0
+                .request_with_headers("dnpipes-topic", headers, "six  6".into());
+            sent.await.expect("stored");
+            sum += 6;
+        }
         let fresh = client(&services.url());
         for client in [&client_one, &fresh] {
             counted(client, "topic", sum).await;
         }
         // A repeated one is no other.
         let (id, three) = (new_id(), batch(&["a", "bb", "ccc"]));
-        for id in [id, id.again(), id.again()] {
-            client_one
+        for (id, client) in [
+            (id, &client_one),
+            (id.again(), &client_one),
+            (id.again(), &fresh),
+        ] {
+            client
                 .push(&name("topic"), id, three.clone())
                 .await
                 .expect("stored");

@@ -10,8 +10,8 @@ use crate::error::{Error, Kind, Result};
 /// What is known of a message.
 pub(super) struct Heading<'a> {
     pub(super) seq: u64,
-    /// Its bytes, without headers.
-    pub(super) size: u64,
+    /// Its bytes, without headers; `None` where the server does not say.
+    pub(super) size: Option<u64>,
     header: &'a dyn Fn(&'static str) -> Option<&'a str>,
 }
 
@@ -58,7 +58,7 @@ impl Headings<'_> {
                         self.next = single.seq + 1;
                         note(&Heading {
                             seq: single.seq,
-                            size: single.data.len() as u64,
+                            size: Some(single.data.len() as u64),
                             header: &|name| single.header(name),
                         });
                     }
@@ -91,11 +91,10 @@ impl Headings<'_> {
             }
             self.next = arrival.seq + 1;
             let header = |name: &'static str| Some(arrival.headers.as_ref()?.get(name)?.as_str());
-            let size = header("Nats-Msg-Size").and_then(|size| size.parse().ok());
-            let size = size.ok_or_else(|| {
-                let why = format!("{stream}: message {} without its size", arrival.seq);
-                Error::new(Kind::Io, why)
-            })?;
+            // The server's own is the last one of this name.
+            let sizes = arrival.headers.as_ref();
+            let sizes = sizes.and_then(|headers| headers.get_all("Nats-Msg-Size").last());
+            let size = sizes.and_then(|size| size.as_str().parse().ok());
             note(&Heading {
                 seq: arrival.seq,
                 size,

@@ -98,7 +98,8 @@ impl Push {
         let mut stream = self.shared.stream(&self.link, &self.pipe).await?;
         let mut next = 0;
         if self.id.repeated && !self.shared.remembers(self.id, &stream) {
-            let (known, found) = self.search().await?;
+            // What the earlier try has done is not known without it.
+            let (known, found) = self.search().await.map_err(Error::maybe_applied)?;
             if found.is_some_and(|found| found.index + 1 == self.batch.messages().len()) {
                 return Ok(known.position(found.map_or(0, |found| found.seq)));
             }
@@ -145,7 +146,7 @@ impl Push {
         match last {
             Some(seq) => Ok(stream.position(seq)),
             None => {
-                let (stream, found) = self.search().await?;
+                let (stream, found) = self.search().await.map_err(Error::maybe_applied)?;
                 // A reset may have dropped them since.
                 Ok(stream.position(found.map_or(stream.last, |found| found.seq)))
             }

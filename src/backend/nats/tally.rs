@@ -9,7 +9,7 @@ use super::api::Info;
 use super::headings::{Heading, Headings};
 use super::link::Line;
 use super::lock;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::name::PipeName;
 
 /// How many messages are looked at for one answer, and how long.
@@ -85,7 +85,7 @@ impl Tallies {
             && tally.next + added.count == added.last + 1
         {
             tally.next += added.count;
-            tally.bytes += added.bytes;
+            tally.bytes = tally.bytes.saturating_add(added.bytes);
         }
     }
 
@@ -127,11 +127,19 @@ impl Tallies {
                 next: tally.next,
                 end,
             };
-            let mut note = |heading: &Heading<'_>| {
-                tally.next = heading.seq + 1;
-                tally.bytes += heading.size;
+            let mut unknown = None;
+            let mut note = |heading: &Heading<'_>| match heading.size {
+                Some(size) if unknown.is_none() => {
+                    tally.next = heading.seq + 1;
+                    tally.bytes = tally.bytes.saturating_add(size);
+                }
+                _ => unknown = unknown.or(Some(heading.seq)),
             };
             headings.look_through(&self.line, &mut note).await?;
+            if let Some(seq) = unknown {
+                let why = format!("message {seq} without its size");
+                return Err(Error::new(Kind::Io, why));
+            }
             // Behind the last one there may be some that were deleted.
             tally.next = end;
         }

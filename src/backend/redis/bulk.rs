@@ -1,40 +1,32 @@
-//! Large pushes: a transaction of plain `XADD`s takes the server half as long as a script that calls them, and it
-//! begins to read them while the last ones are still being packed.
-//!
-//! A transaction has no condition, but for the keys that its connection watches. So first, outside, a script looks whether
-//! the push is to be stored, and the transaction is run (EXEC) once it has said so; who must keep it from being run later
-//! touches one of the keys (bulk.lua). Where anything is not as it should be it is left away, and the script that other
-//! pushes go by says why.
-//!
-//! It is done over connections of their own, whose calls block, as they take what is packed already, in pieces; and
-//! without the answers to each `XADD` (CLIENT REPLY OFF). Within a transaction CLIENT REPLY ON is run only if that is, so
-//! the answers that come tell what happened.
+//! Large pushes, which go by transactions over connections of their own, whose calls block. Where anything is not as it
+//! should be the transaction is left away, and the script that other pushes go by says why.
 
-use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use redis::{Cmd, Connection, RedisError, Value};
+use redis::{Connection, RedisError, Value};
 
 use super::client::{Client, patience};
 use super::entry::{position, text};
 use super::keys::Keys;
-use super::link::{ANSWER, Server, translated};
-use super::scripts;
+use super::link::{CONNECT, Server, translated};
+use super::transaction::{self, Offer};
 use crate::error::{Error, Kind, Result};
-use crate::message::{Batch, Position, Producer, PushId};
+use crate::message::{Batch, Position, Producer, Producers, PushId};
 
-/// From so many messages on it is faster than the script.
+/// From so many messages on it is faster than the script. The server keeps some 200 bytes for each message until the
+/// transaction is run, which is no longer little where there are more than the second number.
 const MANY: usize = 400;
+const TOO_MANY: usize = 20_000;
 
 /// Pushes at a time; those for which there is no room go by the script.
 const LANES: usize = 4;
 
-/// Bytes that are packed before they are sent.
-const PIECE: usize = 32 << 10;
+/// How long a connection is kept that nobody uses: others on the way may forget it, too.
+const IDLE: Duration = Duration::from_secs(30);
 
-/// What the server echoes behind a transaction, unlike any id of a message.
-const END: &str = "end";
+/// How long no transaction is tried after a connection could not be had, or did not do as it should.
+const REST: Duration = Duration::from_secs(60);
 
 /// The connections, and who uses them.
 #[derive(Default)]
@@ -44,10 +36,18 @@ pub(super) struct Bulk {
 
 #[derive(Default)]
 struct State {
-    /// The server does not do as is asked here.
-    is_refused: bool,
-    idle: Vec<(Server, Connection)>,
+    /// No transaction until then.
+    rests_until: Option<Instant>,
+    idle: Vec<Idle>,
     under_way: Vec<Producer>,
+    /// Whose last transaction may still be run, as far as is known.
+    doubtful: Producers<bool>,
+}
+
+struct Idle {
+    server: Server,
+    connection: Connection,
+    since: Instant,
 }
 
 /// The right to push by a transaction, until it is dropped.
@@ -56,21 +56,26 @@ pub(super) struct Turn {
     producer: Producer,
 }
 
+impl State {
+    /// Whether a transaction of the producer may be run behind what it pushes now.
+    fn may_come(&self, producer: Producer) -> bool {
+        self.under_way.contains(&producer) || self.doubtful.get(&producer) == Some(&true)
+    }
+}
+
 impl Bulk {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The turn of a push that may go by a transaction: a large one, of which no earlier try can be under way.
+    /// The turn of a push that may go by a transaction: a large one, of a producer of whom no other can be under way.
     pub(super) fn turn(self: &Arc<Self>, id: PushId, batch: &Batch) -> Option<Turn> {
-        if batch.messages().len() < MANY || id.repeated {
+        if !(MANY..=TOO_MANY).contains(&batch.messages().len()) || id.repeated {
             return None;
         }
         let mut state = self.state();
-        if state.is_refused
-            || state.under_way.len() >= LANES
-            || state.under_way.contains(&id.producer)
-        {
+        let rests = state.rests_until.is_some_and(|end| Instant::now() < end);
+        if rests || state.under_way.len() >= LANES || state.may_come(id.producer) {
             return None;
         }
         state.under_way.push(id.producer);
@@ -81,29 +86,43 @@ impl Bulk {
         })
     }
 
-    /// Whether a transaction is under way of which nobody waits to hear, if the producer pushes again.
-    pub(super) fn is_under_way(&self, producer: Producer) -> bool {
-        self.state().under_way.contains(&producer)
+    /// Whether the claim has to be touched by the producer's next push.
+    pub(super) fn may_come(&self, producer: Producer) -> bool {
+        self.state().may_come(producer)
+    }
+
+    /// Notes that the claim was touched, so that nothing comes any more.
+    pub(super) fn settle(&self, producer: Producer) {
+        let mut state = self.state();
+        if state.doubtful.get(&producer).is_some() {
+            state.doubtful.set(producer, false);
+        }
     }
 
     /// A connection to the server, unless that refuses what is done here.
     fn connection(&self, server: &Server, gate: &str) -> Result<Option<Connection>, RedisError> {
         let mut state = self.state();
         // Another one may have become a replica.
-        state.idle.retain(|(other, _)| other.is(server));
-        if let Some((_, connection)) = state.idle.pop() {
-            return Ok(Some(connection));
+        state
+            .idle
+            .retain(|idle| idle.since.elapsed() < IDLE && idle.server.is(server));
+        if let Some(idle) = state.idle.pop() {
+            return Ok(Some(idle.connection));
         }
         drop(state);
         let mut connection = server.connect()?;
-        if rehearse(&mut connection, gate)? {
-            return Ok(Some(connection));
+        let is_able = transaction::rehearse(&mut connection, gate)?;
+        Ok(is_able.then_some(connection))
+    }
+
+    fn rest(&self, why: &str) {
+        let mut state = self.state();
+        let is_news = state.rests_until.is_none();
+        state.rests_until = Some(Instant::now() + REST);
+        drop(state);
+        if is_news {
+            log::info!("large pushes go by a script, which takes longer: {why}");
         }
-        log::info!(
-            "the server does not let transactions be watched; large pushes go by a script, too"
-        );
-        self.state().is_refused = true;
-        Ok(None)
     }
 }
 
@@ -130,13 +149,20 @@ pub(super) async fn push(
     let Some(server) = client.server() else {
         return Ok(None);
     };
+    let what = format!("pushing to {}", keys.stream);
+    let all = CONNECT + 3 * patience(batch.bytes());
     let (keys, batch) = (keys.clone(), batch.clone());
-    let pushed = tokio::task::spawn_blocking(move || turn.push(&server, &keys, id, &batch));
-    pushed.await.map_err(|error| {
-        Error::new(Kind::Io, "pushing")
-            .caused_by(error)
-            .maybe_applied()
-    })?
+    let pushing = tokio::task::spawn_blocking(move || turn.push(&server, &keys, id, &batch));
+    // A server that goes on saying a little has no other end.
+    match tokio::time::timeout(all, pushing).await {
+        Ok(Ok(pushed)) => pushed,
+        Ok(Err(panicked)) => Err(Error::new(Kind::Io, what)
+            .caused_by(panicked)
+            .maybe_applied()),
+        Err(_) => Err(Error::new(Kind::Unreachable, what)
+            .caused_by("no end of its answer")
+            .maybe_applied()),
+    }
 }
 
 impl Turn {
@@ -150,233 +176,53 @@ impl Turn {
         let what = || format!("pushing to {}", keys.stream);
         let mut connection = match self.bulk.connection(server, &keys.gate()) {
             Ok(Some(connection)) => connection,
-            Ok(None) => return Ok(None),
-            Err(error) => return not_begun(what(), error),
+            Ok(None) => {
+                self.bulk.rest("the server does not watch transactions");
+                return Ok(None);
+            }
+            Err(error) => {
+                self.bulk.rest(&error.to_string());
+                return Ok(None);
+            }
         };
-        match offer(&mut connection, keys, id, batch) {
+        match transaction::offer(&mut connection, keys, id, batch) {
             Ok(Offer::Open) => {}
             Ok(Offer::Stored(position)) => return Ok(Some(position)),
             Ok(Offer::Refused(why)) => {
                 log::debug!("{}: no transaction: {why:?}", what());
                 return Ok(None);
             }
-            Err(error) => return not_begun(what(), error),
+            // It says nothing of the server that it has closed a connection meanwhile.
+            Err(error) if !error.is_timeout() => {
+                log::debug!("{}: no transaction: {error}", what());
+                return Ok(None);
+            }
+            Err(error) => {
+                self.bulk.rest(&error.to_string());
+                return Err(Error::new(Kind::Unreachable, what()).caused_by(error.to_string()));
+            }
         }
-        let ended = run(&mut connection).map_err(|error| {
+        let ended = transaction::run(&mut connection).map_err(|error| {
+            self.bulk.state().doubtful.set(self.producer, true);
             // Whatever it is, the push may be repeated.
             let failed = Error::new(Kind::Unreachable, what()).caused_by(error.to_string());
             failed.maybe_applied()
         })?;
         // Now it is as it was before.
-        self.bulk.state().idle.push((server.clone(), connection));
+        self.bulk.state().idle.push(Idle {
+            server: server.clone(),
+            connection,
+            since: Instant::now(),
+        });
         match ended {
             None => Ok(None),
             Some(Value::ServerError(error)) => {
                 Err(translated(what(), error.into()).maybe_applied())
             }
-            Some(id) => position(text(&id)?).map(Some),
+            Some(id) => {
+                let stored = text(&id).and_then(position);
+                stored.map(Some).map_err(Error::maybe_applied)
+            }
         }
-    }
-}
-
-/// A failure before there was anything to run. A connection that was closed meanwhile says nothing of the server.
-fn not_begun(what: String, error: RedisError) -> Result<Option<Position>> {
-    if error.is_timeout() {
-        return Err(Error::new(Kind::Unreachable, what).caused_by(error.to_string()));
-    }
-    log::debug!("{what}: no transaction: {error}");
-    Ok(None)
-}
-
-/// What the server says to a push.
-enum Offer {
-    /// The transaction may be run.
-    Open,
-    /// It was stored before.
-    Stored(Position),
-    /// What it says instead.
-    Refused(Value),
-}
-
-/// Sends all of a push but the EXEC that has it stored.
-fn offer(
-    connection: &mut Connection,
-    keys: &Keys,
-    id: PushId,
-    batch: &Batch,
-) -> Result<Offer, RedisError> {
-    let messages = batch.messages();
-    let patience = Some(patience(batch.bytes()));
-    connection.set_read_timeout(patience)?;
-    connection.set_write_timeout(patience)?;
-    let number = format!("{:020}", id.seq);
-    let part = || {
-        let mut part = words(&["EVALSHA", &scripts::BULK.hash, "3"]);
-        part.arg(&[&keys.stream, &keys.known, &keys.earlier]);
-        part.arg(id.producer.as_bytes()).arg(&number);
-        part
-    };
-    let mut out = Out {
-        connection,
-        packed: Vec::with_capacity(2 * PIECE),
-    };
-    out.command(&words(&["WATCH", &keys.gate(), &keys.claim(id.producer)]));
-    out.command(&part());
-    out.command(&words(&["CLIENT", "REPLY", "OFF"]));
-    out.command(&words(&["MULTI"]));
-    let mark = [
-        "EVALSHA",
-        &scripts::MARK.hash,
-        "2",
-        &keys.stream,
-        &keys.known,
-    ];
-    out.command(&words(&mark));
-    // The server may begin.
-    out.send()?;
-    let head = head(&keys.stream);
-    for message in messages {
-        out.entry(&head, message)?;
-    }
-    out.command(&words(&["CLIENT", "REPLY", "ON"]));
-    let largest = messages.iter().map(Bytes::len).max();
-    let mut last = part();
-    last.arg(messages.len())
-        .arg(batch.bytes())
-        .arg(largest.unwrap_or(0));
-    out.command(&last);
-    out.send()?;
-    let watched = connection.recv_response()?;
-    let begun = connection.recv_response()?;
-    if watched != Value::Okay {
-        return Ok(Offer::Refused(watched));
-    }
-    match text(&begun) {
-        Ok("") => Ok(Offer::Open),
-        Ok(id) => match position(id) {
-            Ok(position) => Ok(Offer::Stored(position)),
-            Err(_) => Ok(Offer::Refused(begun)),
-        },
-        Err(_) => Ok(Offer::Refused(begun)),
-    }
-}
-
-/// Has the transaction run, and returns what its last part says; nothing if it was not run.
-fn run(connection: &mut Connection) -> Result<Option<Value>, RedisError> {
-    let mut out = Out {
-        connection,
-        packed: Vec::new(),
-    };
-    out.command(&words(&["EXEC"]));
-    out.end()?;
-    let mut answers = answers(connection)?;
-    match answers.as_mut_slice() {
-        [Value::Okay] => Ok(None),
-        [Value::Okay, said, Value::Okay] => Ok(Some(std::mem::replace(said, Value::Nil))),
-        other => {
-            let found = format!("{other:?}");
-            Err((redis::ErrorKind::UnexpectedReturnType, "EXEC", found).into())
-        }
-    }
-}
-
-/// Does with nothing what a push does; false where the server does not do it so.
-fn rehearse(connection: &mut Connection, gate: &str) -> Result<bool, RedisError> {
-    connection.set_read_timeout(Some(ANSWER))?;
-    connection.set_write_timeout(Some(ANSWER))?;
-    let mut out = Out {
-        connection,
-        packed: Vec::new(),
-    };
-    for script in [&scripts::MARK, &scripts::BULK] {
-        out.command(&words(&["SCRIPT", "LOAD", script.code]));
-    }
-    out.command(&words(&["WATCH", gate]));
-    out.command(&words(&["CLIENT", "REPLY", "OFF"]));
-    out.command(&words(&["MULTI"]));
-    out.command(&words(&["ECHO", "unheard"]));
-    out.command(&words(&["CLIENT", "REPLY", "ON"]));
-    out.command(&words(&["ECHO", "heard"]));
-    out.command(&words(&["EXEC"]));
-    out.end()?;
-    let answers = answers(connection)?;
-    let is = |value, wanted: &str| text(value).is_ok_and(|text| text == wanted);
-    match answers.as_slice() {
-        [mark, bulk, Value::Okay, Value::Okay, heard, Value::Okay] => {
-            Ok(
-                is(mark, &scripts::MARK.hash)
-                    && is(bulk, &scripts::BULK.hash)
-                    && is(heard, "heard"),
-            )
-        }
-        other => {
-            log::debug!("rehearsing a transaction: {other:?}");
-            Ok(false)
-        }
-    }
-}
-
-/// What is answered before [`END`].
-fn answers(connection: &mut Connection) -> Result<Vec<Value>, RedisError> {
-    let mut answers = Vec::new();
-    loop {
-        let answer = connection.recv_response()?;
-        if text(&answer).is_ok_and(|text| text == END) {
-            return Ok(answers);
-        }
-        answers.push(answer);
-    }
-}
-
-fn words(words: &[&str]) -> Cmd {
-    let mut command = Cmd::new();
-    command.arg(words);
-    command
-}
-
-/// What all entries of a push begin with: an `XADD` up to its last argument.
-fn head(stream: &str) -> Vec<u8> {
-    let last = b"$0\r\n\r\n";
-    let mut head = words(&["XADD", stream, "*", "data", ""]).get_packed_command();
-    debug_assert!(head.ends_with(last));
-    head.truncate(head.len() - last.len());
-    head
-}
-
-/// What is on its way to the server.
-struct Out<'a> {
-    connection: &'a mut Connection,
-    packed: Vec<u8>,
-}
-
-impl Out<'_> {
-    fn command(&mut self, command: &Cmd) {
-        command.write_packed_command(&mut self.packed);
-    }
-
-    /// An `XADD` of a message, packed by hand, as there are many (redis.io, "RESP protocol description").
-    fn entry(&mut self, head: &[u8], message: &[u8]) -> Result<(), RedisError> {
-        self.packed.extend_from_slice(head);
-        // Writing to a vector does not fail.
-        let _written = write!(self.packed, "${}\r\n", message.len());
-        self.packed.extend_from_slice(message);
-        self.packed.extend_from_slice(b"\r\n");
-        match self.packed.len() < PIECE {
-            true => Ok(()),
-            false => self.send(),
-        }
-    }
-
-    /// Ends a transaction, however it went, so that [`answers`] come to an end.
-    fn end(&mut self) -> Result<(), RedisError> {
-        self.command(&words(&["CLIENT", "REPLY", "ON"]));
-        self.command(&words(&["ECHO", END]));
-        self.send()
-    }
-
-    fn send(&mut self) -> Result<(), RedisError> {
-        self.connection.send_packed_command(&self.packed)?;
-        self.packed.clear();
-        Ok(())
     }
 }

@@ -14,6 +14,7 @@ use super::entry::{position, strange, text};
 use super::keys::{Keys, pattern};
 use super::link::{ANSWER, Connector, Link, Server, is_broken, translated};
 use super::options::{RedisUrl, Topology};
+use super::progress::Places;
 use super::scripts::Lua;
 use crate::backend::broker::made_to_its_end;
 use crate::backend::floor::Floors;
@@ -66,6 +67,7 @@ pub(super) struct Client {
     pub(super) floors: Arc<Floors>,
     /// Pushes, and whatever else is short.
     pub(super) commands: Arc<Lane>,
+    pub(super) places: Arc<Places>,
     /// Large pushes.
     pub(super) bulk: Arc<Bulk>,
     /// What may bring large answers, behind which no push should have to wait.
@@ -84,6 +86,7 @@ impl Client {
                 listens: true,
                 ..Lane::default()
             }),
+            places: Arc::default(),
             bulk: Arc::default(),
             fetches: Arc::default(),
             checked: OnceCell::new(),

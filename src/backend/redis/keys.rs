@@ -16,12 +16,12 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Touched by who removes the pipe (bulk.lua). Like the next one it begins as `known`, for the rights of users.
+    /// Touched by who removes the pipe (begin.lua). Like the next one it begins as `known`, for the rights of users.
     pub(super) fn gate(&self) -> String {
         format!("{}:gate", self.known)
     }
 
-    /// Touched where transactions of the producer must not be run any more (bulk.lua).
+    /// Touched where transactions of the producer must not be run any more (begin.lua).
     pub(super) fn claim(&self, producer: Producer) -> String {
         let hex = producer.as_bytes().map(|byte| format!("{byte:02x}"));
         format!("{}:{}", self.known, hex.concat())

@@ -54,15 +54,6 @@ local function count(stream, length)
     return bytes, largest
 end
 
--- The words of `.count`.
-local function counted(text)
-    return (text or '0 0 0 0 0 '):match('^(%S+) (%S+) (%S+) (%S+) (%S+) (%S*)$')
-end
-
-local function packed(added, length, bytes, largest, producers, last)
-    return string.format('%.0f %.0f %.0f %.0f %.0f %s', added, length, bytes, largest, producers, last)
-end
-
 -- Keeps the transactions that watch `key` from being run; nothing is left of it.
 local function touch(key)
     redis.call('HSET', key, '', '')

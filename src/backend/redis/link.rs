@@ -22,7 +22,7 @@ use crate::backend::secret::read;
 use crate::error::{Error, Kind, Result};
 
 /// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
 
 /// How much earlier than the next one a host of several is tried.
 const HEAD_START: Duration = Duration::from_millis(300);

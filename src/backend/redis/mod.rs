@@ -3,7 +3,7 @@
 //! - [`options`]: the source's URL.
 //! - [`link`]: connections and what their failures mean.
 //! - [`client`], [`scripts`]: requests; [`keys`], [`entry`]: what lies in the database.
-//! - [`push`], [`bulk`]: writers; [`source`], [`progress`]: subscribers.
+//! - [`push`], [`bulk`], [`transaction`]: writers; [`source`], [`progress`]: subscribers.
 //!
 //! A request is made once: [`super::retry::Retry`] repeats it. Whatever changes something is one script or transaction, so
 //! that it happens as a whole, and one that comes late or twice does no harm: a push is known by its identity, a reset
@@ -19,6 +19,7 @@ mod progress;
 mod push;
 mod scripts;
 mod source;
+mod transaction;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,5 +1,5 @@
 -- Appends messages, unless this push was stored before. KEYS: the stream, what is known of it, earlier producers, and
--- the claim of the producer's transactions (bulk.lua) if none of them may be stored behind this push, else the second one
+-- the claim of the producer's transactions (begin.lua) if none of them may be stored behind this push, else the second one
 -- again. ARGV: the producer, its number in 20 digits, the sum of the messages' bytes, the longest one's, the messages.
 -- Returns the id of the push's last message.
 

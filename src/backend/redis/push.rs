@@ -35,7 +35,8 @@ pub(super) async fn push(
     {
         return Ok(position);
     }
-    let claim = match id.repeated || client.bulk.is_under_way(id.producer) {
+    let touches = id.repeated || client.bulk.may_come(id.producer);
+    let claim = match touches {
         true => keys.claim(id.producer),
         // Another key of the same, which says that there is nothing to touch.
         false => keys.known.clone(),
@@ -58,5 +59,13 @@ pub(super) async fn push(
             }
         },
     );
-    position(text(&answer.await?)?)
+    let answer = answer.await.map_err(|error| match error.kind() {
+        // What a script fails for in its midst: some may be stored.
+        Kind::Io => error.maybe_applied(),
+        _ => error,
+    })?;
+    if touches {
+        client.bulk.settle(id.producer);
+    }
+    position(text(&answer)?)
 }

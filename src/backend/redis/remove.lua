@@ -1,5 +1,5 @@
 -- Removes a pipe, if it is still the one that the caller looked at. KEYS: the stream, what is known of it, earlier
--- producers, the gate of the transactions that push to it (bulk.lua). ARGV: what told it from others, the channel that
+-- producers, the gate of the transactions that push to it (begin.lua). ARGV: what told it from others, the channel that
 -- tells of it. Returns where a pipe of that name will start, or nothing where there is none.
 
 -- Seconds for which it is known where a pipe of that name has to go on, for the case that the clock is set back,
@@ -14,8 +14,9 @@ if redis.call('EXISTS', stream) == 0 or (redis.call('HGET', known, '.made') or '
 end
 local last = info(stream)['last-generated-id']
 local floor = behind(last)
-touch(KEYS[4])
 redis.call('UNLINK', stream)
+-- Behind a change that a full memory does not forbid.
+touch(KEYS[4])
 local _, _, _, _, producers = counted(redis.call('HGET', known, '.count'))
 -- One that another program makes of that name is not the one that was looked at, and so has no `.made`.
 redis.call('HSET', known, '.made', '', '.floor', floor, '.count', packed(0, 0, 0, 0, producers, last))

@@ -21,11 +21,12 @@ macro_rules! script {
     };
 }
 
-pub(super) static PUSH: Lua = script!("known.lua" "producers.lua" "push.lua");
-pub(super) static BULK: Lua = script!("known.lua" "producers.lua" "bulk.lua");
+pub(super) static PUSH: Lua = script!("count.lua" "known.lua" "producers.lua" "push.lua");
+pub(super) static BEGIN: Lua = script!("count.lua" "known.lua" "producers.lua" "begin.lua");
 pub(super) static MARK: Lua = script!("mark.lua");
-pub(super) static STAT: Lua = script!("known.lua" "stat.lua");
-pub(super) static CREATE: Lua = script!("known.lua" "create.lua");
-pub(super) static RESET: Lua = script!("known.lua" "reset.lua");
-pub(super) static REMOVE: Lua = script!("known.lua" "remove.lua");
+pub(super) static END: Lua = script!("count.lua" "producers.lua" "end.lua");
+pub(super) static STAT: Lua = script!("count.lua" "known.lua" "stat.lua");
+pub(super) static CREATE: Lua = script!("count.lua" "known.lua" "create.lua");
+pub(super) static RESET: Lua = script!("count.lua" "known.lua" "reset.lua");
+pub(super) static REMOVE: Lua = script!("count.lua" "known.lua" "remove.lua");
 pub(super) static FETCH: Lua = script!("fetch.lua");

@@ -57,8 +57,8 @@ impl Subscriber {
             Start::After(position) => position,
         };
         Ok(Subscriber {
+            progress: Progress::new(&client.places, &pipe, after),
             client,
-            progress: Progress::new(pipe.clone(), after),
             pipe,
             keys,
             floor,
@@ -74,6 +74,13 @@ impl Subscriber {
         let look = look(&self.client, &self.client.fetches, &self.pipe, &self.keys).await?;
         self.floor.raise(look.floor);
         self.known = look.largest.map(|largest| (look.newest, largest));
+        Ok(look)
+    }
+
+    /// Looks whether something was missed.
+    async fn check(&mut self) -> Result<Look> {
+        let look = self.look().await?;
+        self.progress.compare(&look);
         Ok(look)
     }
 
@@ -135,7 +142,7 @@ impl Subscriber {
         // There may be many more.
         let look = self.look().await?;
         let messages = self.deliver(messages);
-        self.progress.compare(self.after, &look);
+        self.progress.compare(&look);
         Ok(messages)
     }
 
@@ -212,6 +219,9 @@ impl Source for Subscriber {
                 if !messages.is_empty() {
                     return Ok(messages);
                 }
+                if self.progress.is_due() {
+                    self.check().await?;
+                }
             }
         })
     }
@@ -221,10 +231,6 @@ impl Source for Subscriber {
     }
 
     fn end(&mut self) -> Fut<'_, Position> {
-        Box::pin(async move {
-            let look = self.look().await?;
-            self.progress.compare(self.after, &look);
-            Ok(look.end)
-        })
+        Box::pin(async move { Ok(self.check().await?.end) })
     }
 }

@@ -1,0 +1,22 @@
+-- Looks whether a push is to be stored by a transaction. Half as much work as a script's are plain XADDs in one, but those
+-- have no condition: so this comes before it, and the client runs the transaction once this has said so. KEYS: the stream,
+-- what is known of it, earlier producers. ARGV: the producer, the push's number in 20 digits. Returns the push's last id if
+-- it was stored, else nothing.
+--
+-- The client watches two keys meanwhile, so that the transaction is not run if somebody touches them: the pipe's gate, who
+-- removes it; the producer's claim, who repeats the push, or pushes the next one, without knowing what became of it.
+
+local stream, known = KEYS[1], KEYS[2]
+local before = before_push(known, ARGV[1])
+local known_id = stored(before, KEYS[3], ARGV[1], ARGV[2])
+if known_id then
+    return known_id
+end
+-- Fails for a key of another type.
+if redis.call('XLEN', stream) == 0 and redis.call('EXISTS', stream) == 0 then
+    local _, _, _, _, producers, last = counted(before[2])
+    make(stream, known, producers, last)
+elseif before[4] == '' then
+    redis.call('PERSIST', known)
+end
+return ''

@@ -1,0 +1,218 @@
+//! The transaction of a large push: plain `XADD`s take the server half as long as a script that calls them, and it begins
+//! to read them while the last ones are still being packed.
+//!
+//! A transaction has no condition, but for the keys that its connection watches. So first, outside, a script looks whether
+//! the push is to be stored, and the transaction is run (EXEC) once it has said so; who must keep it from being run later
+//! touches one of the keys (begin.lua).
+//!
+//! The answers to each `XADD` are left away (CLIENT REPLY OFF). Within a transaction CLIENT REPLY ON is run only if that
+//! is, so the answers that come tell what happened.
+
+use std::io::Write;
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::{Cmd, Connection, RedisError, Value};
+
+use super::client::patience;
+use super::entry::{position, text};
+use super::keys::Keys;
+use super::scripts;
+use crate::message::{Batch, Position, PushId};
+
+/// Bytes that are packed before they are sent.
+const PIECE: usize = 32 << 10;
+
+/// What the server echoes behind a transaction, unlike any id of a message.
+const END: &str = "end";
+
+/// More answers than this are never asked for.
+const ANSWERS: usize = 6;
+
+/// How long an answer to a rehearsal may take: where there is none, the script is still to be waited for.
+const REHEARSAL: Duration = Duration::from_secs(2);
+
+/// What the server says to a push.
+pub(super) enum Offer {
+    /// The transaction may be run.
+    Open,
+    /// It was stored before.
+    Stored(Position),
+    /// What it says instead.
+    Refused(Value),
+}
+
+/// Sends all of a push but the EXEC that has it stored.
+pub(super) fn offer(
+    connection: &mut Connection,
+    keys: &Keys,
+    id: PushId,
+    batch: &Batch,
+) -> Result<Offer, RedisError> {
+    let messages = batch.messages();
+    let patience = Some(patience(batch.bytes()));
+    connection.set_read_timeout(patience)?;
+    connection.set_write_timeout(patience)?;
+    let number = format!("{:020}", id.seq);
+    let part = |script: &[&str]| {
+        let mut part = words(script);
+        part.arg(3).arg(&[&keys.stream, &keys.known, &keys.earlier]);
+        part.arg(id.producer.as_bytes()).arg(&number);
+        part
+    };
+    let mut out = Out {
+        connection,
+        packed: Vec::with_capacity(2 * PIECE),
+    };
+    out.command(&words(&["WATCH", &keys.gate(), &keys.claim(id.producer)]));
+    out.command(&part(&["EVALSHA", &scripts::BEGIN.hash]));
+    out.command(&words(&["CLIENT", "REPLY", "OFF"]));
+    out.command(&words(&["MULTI"]));
+    // With its text, as the last part: one that the server has forgotten must not fail within.
+    let mark = ["EVAL", scripts::MARK.code, "2", &keys.stream, &keys.known];
+    out.command(&words(&mark));
+    // The server may begin.
+    out.send()?;
+    let head = head(&keys.stream);
+    for message in messages {
+        out.entry(&head, message)?;
+    }
+    out.command(&words(&["CLIENT", "REPLY", "ON"]));
+    let largest = messages.iter().map(Bytes::len).max();
+    let mut last = part(&["EVAL", scripts::END.code]);
+    last.arg(messages.len())
+        .arg(batch.bytes())
+        .arg(largest.unwrap_or(0));
+    out.command(&last);
+    out.send()?;
+    let watched = connection.recv_response()?;
+    let begun = connection.recv_response()?;
+    if watched != Value::Okay {
+        return Ok(Offer::Refused(watched));
+    }
+    match text(&begun) {
+        Ok("") => Ok(Offer::Open),
+        Ok(id) => match position(id) {
+            Ok(position) => Ok(Offer::Stored(position)),
+            Err(_) => Ok(Offer::Refused(begun)),
+        },
+        Err(_) => Ok(Offer::Refused(begun)),
+    }
+}
+
+/// Has the transaction run, and returns what its last part says; nothing if it was not run.
+pub(super) fn run(connection: &mut Connection) -> Result<Option<Value>, RedisError> {
+    let mut out = Out {
+        connection,
+        packed: Vec::new(),
+    };
+    out.command(&words(&["EXEC"]));
+    out.end()?;
+    let mut answers = answers(connection)?;
+    match answers.as_mut_slice() {
+        [Value::Okay] => Ok(None),
+        [Value::Okay, said, Value::Okay] => Ok(Some(std::mem::replace(said, Value::Nil))),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Does with nothing what a push does; false where the server does not do it so.
+pub(super) fn rehearse(connection: &mut Connection, gate: &str) -> Result<bool, RedisError> {
+    connection.set_read_timeout(Some(REHEARSAL))?;
+    connection.set_write_timeout(Some(REHEARSAL))?;
+    let mut out = Out {
+        connection,
+        packed: Vec::new(),
+    };
+    out.command(&words(&["SCRIPT", "LOAD", scripts::BEGIN.code]));
+    out.command(&words(&["WATCH", gate]));
+    out.command(&words(&["CLIENT", "REPLY", "OFF"]));
+    out.command(&words(&["MULTI"]));
+    out.command(&words(&["ECHO", "unheard"]));
+    out.command(&words(&["CLIENT", "REPLY", "ON"]));
+    out.command(&words(&["ECHO", "heard"]));
+    out.command(&words(&["EXEC"]));
+    out.end()?;
+    let answers = answers(connection)?;
+    let is = |value, wanted: &str| text(value).is_ok_and(|text| text == wanted);
+    match answers.as_slice() {
+        [begin, Value::Okay, Value::Okay, heard, Value::Okay] => {
+            Ok(is(begin, &scripts::BEGIN.hash) && is(heard, "heard"))
+        }
+        other => {
+            log::debug!("rehearsing a transaction: {other:?}");
+            Ok(false)
+        }
+    }
+}
+
+/// What is answered before [`END`].
+fn answers(connection: &mut Connection) -> Result<Vec<Value>, RedisError> {
+    let mut answers = Vec::new();
+    while answers.len() < ANSWERS {
+        let answer = connection.recv_response()?;
+        if text(&answer).is_ok_and(|text| text == END) {
+            return Ok(answers);
+        }
+        answers.push(answer);
+    }
+    Err(unexpected(&answers))
+}
+
+fn unexpected(answers: &[Value]) -> RedisError {
+    let found = format!("{answers:?}");
+    (redis::ErrorKind::UnexpectedReturnType, "EXEC", found).into()
+}
+
+fn words(words: &[&str]) -> Cmd {
+    let mut command = Cmd::new();
+    command.arg(words);
+    command
+}
+
+/// What all entries of a push begin with: an `XADD` up to its last argument.
+fn head(stream: &str) -> Vec<u8> {
+    let last = b"$0\r\n\r\n";
+    let mut head = words(&["XADD", stream, "*", "data", ""]).get_packed_command();
+    debug_assert!(head.ends_with(last));
+    head.truncate(head.len() - last.len());
+    head
+}
+
+/// What is on its way to the server.
+struct Out<'a> {
+    connection: &'a mut Connection,
+    packed: Vec<u8>,
+}
+
+impl Out<'_> {
+    fn command(&mut self, command: &Cmd) {
+        command.write_packed_command(&mut self.packed);
+    }
+
+    /// An `XADD` of a message, packed by hand, as there are many (redis.io, "RESP protocol description").
+    fn entry(&mut self, head: &[u8], message: &[u8]) -> Result<(), RedisError> {
+        self.packed.extend_from_slice(head);
+        // Writing to a vector does not fail.
+        let _written = write!(self.packed, "${}\r\n", message.len());
+        self.packed.extend_from_slice(message);
+        self.packed.extend_from_slice(b"\r\n");
+        match self.packed.len() < PIECE {
+            true => Ok(()),
+            false => self.send(),
+        }
+    }
+
+    /// Ends a transaction, however it went, so that [`answers`] come to an end.
+    fn end(&mut self) -> Result<(), RedisError> {
+        self.command(&words(&["CLIENT", "REPLY", "ON"]));
+        self.command(&words(&["ECHO", END]));
+        self.send()
+    }
+
+    fn send(&mut self) -> Result<(), RedisError> {
+        self.connection.send_packed_command(&self.packed)?;
+        self.packed.clear();
+        Ok(())
+    }
+}
