@@ -26,8 +26,8 @@ const PIECE: usize = 32 << 10;
 /// What the server echoes behind a transaction, unlike any id of a message.
 const END: &str = "end";
 
-/// More answers than this are never asked for.
-const ANSWERS: usize = 6;
+/// More answers than this are never asked for: by a rehearsal whose every word is answered.
+const ANSWERS: usize = 9;
 
 /// How long an answer to a rehearsal may take: where there is none, the script is still to be waited for.
 const REHEARSAL: Duration = Duration::from_secs(2);
