@@ -25,8 +25,9 @@ const LANES: usize = 4;
 /// How long a connection is kept that nobody uses: others on the way may forget it, too.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// How long no transaction is tried after a connection could not be had, or did not do as it should.
-const REST: Duration = Duration::from_secs(60);
+/// How long no transaction is tried after the server has let one wait in vain, and after it refused to.
+const SILENT: Duration = Duration::from_secs(60);
+const REFUSED: Duration = Duration::from_secs(5);
 
 /// The connections, and who uses them.
 #[derive(Default)]
@@ -115,10 +116,10 @@ impl Bulk {
         Ok(is_able.then_some(connection))
     }
 
-    fn rest(&self, why: &str) {
+    fn rest(&self, time: Duration, why: &str) {
         let mut state = self.state();
         let is_news = state.rests_until.is_none();
-        state.rests_until = Some(Instant::now() + REST);
+        state.rests_until = Some(Instant::now() + time);
         drop(state);
         if is_news {
             log::info!("large pushes go by a script, which takes longer: {why}");
@@ -177,11 +178,15 @@ impl Turn {
         let mut connection = match self.bulk.connection(server, &keys.gate()) {
             Ok(Some(connection)) => connection,
             Ok(None) => {
-                self.bulk.rest("the server does not watch transactions");
+                let why = "the server does not watch transactions";
+                self.bulk.rest(REFUSED, why);
                 return Ok(None);
             }
             Err(error) => {
-                self.bulk.rest(&error.to_string());
+                // Whatever else it is took no time.
+                if error.is_timeout() {
+                    self.bulk.rest(SILENT, &error.to_string());
+                }
                 return Ok(None);
             }
         };
@@ -198,7 +203,7 @@ impl Turn {
                 return Ok(None);
             }
             Err(error) => {
-                self.bulk.rest(&error.to_string());
+                self.bulk.rest(SILENT, &error.to_string());
                 return Err(Error::new(Kind::Unreachable, what()).caused_by(error.to_string()));
             }
         }
