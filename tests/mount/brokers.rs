@@ -301,6 +301,11 @@ macro_rules! of {
             }
 
             #[test]
+            fn killed_under_large_writes_it_loses_and_doubles_nothing() {
+                super::killed_under_load($kind, super::LARGE);
+            }
+
+            #[test]
             fn paused_under_large_writes_it_loses_and_doubles_nothing() {
                 super::paused_under_load($kind, super::LARGE);
             }

@@ -433,3 +433,56 @@ fn connections_and_scripts_that_the_server_drops_are_made_anew() {
     );
     assert!(runs(&server) > 8, "they went another way");
 }
+
+/// A way to the server that ends behind so many bytes of answers.
+async fn short_way(server: &Server, bytes: u64) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let server = server.port;
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let far = TcpStream::connect(("127.0.0.1", server)).await;
+            let (mut from_near, mut to_near) = near.into_split();
+            let (from_far, mut to_far) = far.expect("the server").into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_near, &mut to_far).await });
+            tokio::spawn(async move {
+                let sent = tokio::io::copy(&mut from_far.take(bytes), &mut to_near).await;
+                drop(to_near.shutdown().await);
+                sent
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_cut_in_its_midst_is_an_outage() {
+    let (_services, server) = start(&[]);
+    let texts = texts("message", 10_000);
+    client(server.port)
+        .await
+        .push(&topic(), new_id(), batch(&texts))
+        .await
+        .expect("stored");
+    // Enough for the server's settings, and not for the messages.
+    let port = short_way(&server, 50_000).await;
+    let limit = Limit {
+        max_bytes: 8 << 20,
+        before: Some(Position::MAX),
+    };
+    // What the client's crate says of it depends on what it finds out first.
+    for _ in 0..20 {
+        let far = client(port).await;
+        let source = far.subscribe(&topic(), Start::Oldest).await;
+        let mut source = source.expect("a source");
+        let mut read = 0;
+        let failed = loop {
+            match source.next(limit).await {
+                Ok(some) => read += some.len(),
+                Err(error) => break error,
+            }
+            assert!(read < texts.len(), "it is not cut");
+        };
+        assert_eq!(failed.kind(), Kind::Unreachable, "{failed}");
+    }
+}

@@ -399,7 +399,9 @@ fn kind(error: &RedisError) -> Kind {
         },
         // A certificate that is not trusted stays so.
         _ if error.to_string().contains("certificate") => Kind::Denied,
-        ErrorKind::Io
+        // An answer of which a part has come makes no sense to the parser once the connection is closed.
+        ErrorKind::Parse
+        | ErrorKind::Io
         | ErrorKind::ClusterConnectionNotFound
         | ErrorKind::MasterNameNotFoundBySentinel
         | ErrorKind::NoValidReplicasFoundBySentinel => Kind::Unreachable,
