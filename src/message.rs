@@ -175,6 +175,13 @@ impl Producer {
     }
 }
 
+impl fmt::Display for Producer {
+    /// In 32 hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
 /// How many producers are remembered where a repeated push has to be known.
 const PRODUCERS: usize = 65_536;
 

@@ -115,11 +115,11 @@ impl Info {
         Ok(Position::new(self.epoch()?, self.state.last_seq + 1))
     }
 
-    /// What a pipe's user wants to know; its bytes have to be counted ([`super::tally`]).
+    /// What a pipe's user wants to know; its bytes have to be counted ([`super::tally`]), if they could be.
     ///
     /// # Errors
     /// As for [`Info::epoch`].
-    pub(super) fn pipe(&self) -> Result<PipeInfo> {
+    pub(super) fn pipe(&self, bytes: Option<u64>) -> Result<PipeInfo> {
         let epoch = self.epoch()?;
         let state = &self.state;
         let some = |seq| (state.messages > 0).then(|| Position::new(epoch, seq));
@@ -128,7 +128,7 @@ impl Info {
         let last = humantime::parse_rfc3339(&state.last_ts).unwrap_or(created);
         Ok(PipeInfo {
             count: state.messages,
-            bytes: None,
+            bytes,
             first: some(state.first_seq),
             last: some(state.last_seq),
             modified: last.max(created),

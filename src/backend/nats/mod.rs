@@ -110,11 +110,7 @@ impl Shared {
 
     /// What a pipe's user wants to know.
     async fn describe(&self, pipe: &PipeName, info: &Info) -> Result<PipeInfo> {
-        let bytes = self.tallies.bytes(pipe, info).await;
-        Ok(PipeInfo {
-            bytes,
-            ..info.pipe()?
-        })
+        info.pipe(self.tallies.bytes(pipe, info).await)
     }
 
     /// Whether the connection breaks over messages of the pipe.

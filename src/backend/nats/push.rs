@@ -7,7 +7,6 @@
 //!   Where others' messages come between, chains are short.
 //! - Each for itself, with its own answer, where neither will do.
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -77,12 +76,7 @@ impl Push {
         id: PushId,
         batch: Batch,
     ) -> Self {
-        let mut name = String::with_capacity(48);
-        for byte in id.producer.as_bytes() {
-            // Writing into a string does not fail.
-            let _ = write!(name, "{byte:02x}");
-        }
-        let _ = write!(name, "-{}-", id.seq);
+        let name = format!("{}-{}-", id.producer, id.seq);
         Push {
             shared,
             link,

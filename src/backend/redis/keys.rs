@@ -23,8 +23,7 @@ impl Keys {
 
     /// Touched where transactions of the producer must not be run any more (begin.lua).
     pub(super) fn claim(&self, producer: Producer) -> String {
-        let hex = producer.as_bytes().map(|byte| format!("{byte:02x}"));
-        format!("{}:{}", self.known, hex.concat())
+        format!("{}:{producer}", self.known)
     }
 
     /// The keys of the pipe whose stream is `prefix` and its name. `cluster` says that slots count.

@@ -82,6 +82,11 @@ impl Progress {
         }
     }
 
+    /// The last entry that came.
+    pub(super) fn after(&self) -> Position {
+        self.after
+    }
+
     /// Notes entries that came.
     pub(super) fn came(&mut self, messages: &[Message]) {
         let count = messages.len() as u64;

@@ -37,10 +37,9 @@ pub(super) struct Subscriber {
     pipe: PipeName,
     keys: Keys,
     floor: Arc<KnownFloor>,
-    /// The last message that was delivered.
-    after: Position,
     /// Up to where it is known how long the longest message is, and how long.
     known: Option<(Position, usize)>,
+    /// The last message that came, and what was missed before it.
     progress: Progress,
     /// Kept while nobody looks at it, so that a caller that stops waiting loses nothing.
     waiting: Option<Waiting>,
@@ -62,7 +61,6 @@ impl Subscriber {
             pipe,
             keys,
             floor,
-            after,
             known: None,
             waiting: None,
             link: None,
@@ -87,12 +85,13 @@ impl Subscriber {
     /// What there is now behind `after` and before `before`.
     async fn fetch(&mut self, limit: Limit) -> Result<Vec<Message>> {
         let before = limit.before.unwrap_or(Position::MAX);
-        if self.after.before() >= before || self.after >= before.before() {
+        let after = self.progress.after();
+        if after.before() >= before || after >= before.before() {
             return Ok(Vec::new());
         }
         let stream = &self.keys.stream;
         let reading = || format!("reading {stream}");
-        let from = match self.after {
+        let from = match after {
             Position::MIN => "-".to_owned(),
             after => format!("({after}"),
         };
@@ -102,7 +101,7 @@ impl Subscriber {
         if let Some((newest, largest)) = self.known {
             // As many as certainly fit.
             step = (limit.max_bytes / (largest + weight(&[]))).max(1);
-            if step >= FEW && self.after < newest {
+            if step >= FEW && after < newest {
                 let to = newest.min(before.before()).to_string();
                 let mut range = redis::cmd("XRANGE");
                 range.arg(stream).arg(&from).arg(to).arg("COUNT").arg(step);
@@ -147,9 +146,6 @@ impl Subscriber {
     }
 
     fn deliver(&mut self, messages: Vec<Message>) -> Vec<Message> {
-        if let Some(last) = messages.last() {
-            self.after = last.position;
-        }
         self.progress.came(&messages);
         messages
     }
@@ -159,19 +155,17 @@ impl Subscriber {
         let waiting = self.waiting.get_or_insert_with(|| {
             // Also the connection is made in it, which may take longer than a caller waits.
             let (client, link) = (Arc::clone(&self.client), self.link.take());
-            Box::pin(wait(client, link, self.keys.stream.clone(), self.after))
+            let after = self.progress.after();
+            Box::pin(wait(client, link, self.keys.stream.clone(), after))
         });
         let waited = waiting.await;
         self.waiting = None;
         let (link, mut messages) = waited?;
         self.link = Some(link);
         // Some may have been fetched since it was asked, or dropped.
-        let (after, floor) = (self.after, self.floor.position());
-        if let Some(last) = messages.last() {
-            // Also behind what is dropped here: asked for again, it would come again, and at once.
-            self.after = after.max(last.position);
-        }
+        let (after, floor) = (self.progress.after(), self.floor.position());
         messages.retain(|message| message.position > after);
+        // Also what is dropped here: asked for again, it would come again, and at once.
         self.progress.came(&messages);
         messages.retain(|message| message.position >= floor);
         Ok(messages)
