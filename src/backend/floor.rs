@@ -1,6 +1,7 @@
 //! Where pipes start, as far as a client has been told: for backends that learn it from a server.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::{Floor, weight};
@@ -51,18 +52,34 @@ impl Floor for KnownFloor {
 
 /// The floors of the pipes that somebody here reads.
 #[derive(Default)]
-pub(super) struct Floors(Mutex<HashMap<PipeName, Weak<KnownFloor>>>);
+pub(super) struct Floors {
+    known: Mutex<HashMap<PipeName, Weak<KnownFloor>>>,
+    /// Whether somebody hears of resets for them.
+    heard_of: AtomicBool,
+}
 
 impl Floors {
     /// The floor that all readers of `pipe` share.
     pub(super) fn of(&self, pipe: &PipeName) -> Arc<KnownFloor> {
-        let mut floors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(floor) = floors.get(pipe).and_then(Weak::upgrade) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(floor) = known.get(pipe).and_then(Weak::upgrade) {
             return floor;
         }
-        floors.retain(|_, floor| floor.strong_count() > 0);
+        known.retain(|_, floor| floor.strong_count() > 0);
         let floor = Arc::new(KnownFloor(Mutex::new(Position::MIN)));
-        floors.insert(pipe.clone(), Arc::downgrade(&floor));
+        known.insert(pipe.clone(), Arc::downgrade(&floor));
         floor
+    }
+
+    /// The pipes that are being read.
+    pub(super) fn pipes(&self) -> Vec<PipeName> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = known.iter().filter(|(_, floor)| floor.strong_count() > 0);
+        read.map(|(pipe, _)| pipe.clone()).collect()
+    }
+
+    /// Whether somebody hears of resets already; from now on, the caller does.
+    pub(super) fn are_heard_of(&self) -> bool {
+        self.heard_of.swap(true, Ordering::SeqCst)
     }
 }

@@ -3,6 +3,7 @@
 
 mod behind;
 mod broker;
+mod ear;
 mod floor;
 mod hosts;
 pub mod http;

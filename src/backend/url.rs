@@ -112,11 +112,13 @@ impl FromStr for BackendUrl {
 /// The URL without what stands before the host's name. A secret may hold what should have been written
 /// otherwise, as a slash: it ends at the last @.
 fn without_secret(text: &str) -> Cow<'_, str> {
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return Cow::Borrowed(text);
+    let (head, rest) = match text.split_once(':') {
+        Some(("sqlite" | "memory", _)) | None => return Cow::Borrowed(text),
+        Some((scheme, rest)) if rest.starts_with("//") => text.split_at(scheme.len() + 3),
+        Some((scheme, _)) => text.split_at(scheme.len() + 1),
     };
     match rest.rfind('@') {
-        Some(at) => Cow::Owned(format!("{scheme}://…{}", &rest[at..])),
+        Some(at) => Cow::Owned(format!("{head}…{}", &rest[at..])),
         None => Cow::Borrowed(text),
     }
 }
@@ -170,6 +172,9 @@ mod tests {
             "redis://:a?s3cret@h",
             "redis://u:a#s3cret@h",
             "nats://u:s3cret?@h",
+            "redis:u:s3cret@h",
+            "redis:/u:s3cret@h",
+            "u:s3cret@h",
         ] {
             let error = text.parse::<BackendUrl>().expect_err(text);
             assert!(!error.to_string().contains("s3cret"), "{error}");

@@ -1,17 +1,16 @@
 //! What the mount's operations do, without the protocol around them: names to inodes, inodes to pipes,
 //! open files to readers and writers.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags};
 
 use super::handles::Handles;
+use super::known::Known;
 use super::tree::{ROOT, Tree};
 use crate::backend::{Backend, PipeInfo};
 use crate::error::{Error, Kind, Result};
@@ -20,9 +19,6 @@ use crate::pipe::framing::framed_total;
 use crate::pipe::reader::Reader;
 use crate::pipe::writer::Writer;
 use crate::selector::{Frame, Mode, Selector};
-
-/// Metadata is answered from the last known state when the backend takes longer.
-const METADATA: Duration = Duration::from_secs(1);
 
 /// How the mount shows its pipes.
 #[derive(Debug, Clone)]
@@ -50,8 +46,7 @@ pub(super) struct Files {
     tree: Tree,
     open: Handles<OpenFile>,
     directories: Handles<Vec<(PipeName, PipeInfo)>>,
-    /// The last known state of each pipe, for when the backend is slow or down.
-    known: Mutex<HashMap<PipeName, PipeInfo>>,
+    known: Arc<Known>,
     /// The mount ends: readers get end of file.
     ended: AtomicBool,
 }
@@ -104,45 +99,20 @@ impl OpenFile {
 impl Files {
     pub(super) fn new(backend: Arc<dyn Backend>, options: Options) -> Self {
         Files {
+            known: Arc::new(Known::new(Arc::clone(&backend))),
             backend,
             options,
             tree: Tree::default(),
             open: Handles::default(),
             directories: Handles::default(),
-            known: Mutex::default(),
             ended: AtomicBool::new(false),
-        }
-    }
-
-    fn known(&self) -> MutexGuard<'_, HashMap<PipeName, PipeInfo>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What is known of the pipe, at the latest after [`METADATA`].
-    async fn info(&self, pipe: &PipeName) -> Result<PipeInfo> {
-        match within(METADATA, self.backend.stat(pipe)).await {
-            Ok(info) => {
-                self.known().insert(pipe.clone(), info);
-                Ok(info)
-            }
-            Err(error) if error.kind() == Kind::NotFound => {
-                self.known().remove(pipe);
-                Err(error)
-            }
-            Err(error) => match self.known().get(pipe) {
-                Some(info) => {
-                    log::debug!("{error}; answering with what was known");
-                    Ok(*info)
-                }
-                None => Err(error),
-            },
         }
     }
 
     /// The attributes of the file `name`, counting one look-up.
     pub(super) async fn look_up(&self, name: &OsStr) -> Result<FileAttr> {
         let selector = parse(name)?;
-        let info = self.info(&selector.pipe).await?;
+        let info = self.known.info(&selector.pipe).await?;
         let number = self.tree.look_up(&selector);
         Ok(self.file_attr(number, &selector, &info))
     }
@@ -156,7 +126,7 @@ impl Files {
             return Ok(self.root_attr());
         }
         let selector = self.selector(inode)?;
-        let info = self.info(&selector.pipe).await?;
+        let info = self.known.info(&selector.pipe).await?;
         Ok(self.file_attr(inode, &selector, &info))
     }
 
@@ -180,7 +150,7 @@ impl Files {
     }
 
     fn root_attr(&self) -> FileAttr {
-        let newest = self.known().values().map(|info| info.modified).max();
+        let newest = self.known.newest();
         let mut attr = self.node_attr(ROOT, FileType::Directory, 0, newest.unwrap_or(UNIX_EPOCH));
         attr.perm |= (attr.perm & 0o444) >> 2;
         attr.nlink = 2;
@@ -226,7 +196,7 @@ impl Files {
                 format!("{} exists", selector.pipe),
             ));
         }
-        let info = self.info(&selector.pipe).await?;
+        let info = self.known.info(&selector.pipe).await?;
         let number = self.tree.look_up(&selector);
         Ok(self.file_attr(number, &selector, &info))
     }
@@ -336,27 +306,13 @@ impl Files {
             ));
         }
         self.backend.remove(&selector.pipe).await?;
-        self.known().remove(&selector.pipe);
+        self.known.forget(&selector.pipe);
         Ok(())
     }
 
     /// Opens the directory: the pipes there are now.
     pub(super) async fn open_directory(&self) -> Result<u64> {
-        let pipes = match within(METADATA, self.backend.list()).await {
-            Ok(pipes) => {
-                *self.known() = pipes.iter().cloned().collect();
-                pipes
-            }
-            Err(error) => {
-                let mut pipes: Vec<_> = self.known().clone().into_iter().collect();
-                if pipes.is_empty() {
-                    return Err(error);
-                }
-                log::debug!("{error}; listing what was known");
-                pipes.sort_by(|a, b| a.0.cmp(&b.0));
-                pipes
-            }
-        };
+        let pipes = self.known.list().await?;
         Ok(self.directories.add(pipes))
     }
 
@@ -387,7 +343,7 @@ impl Files {
             return Ok(None);
         }
         let selector = self.selector(inode)?;
-        let info = self.info(&selector.pipe).await?;
+        let info = self.known.info(&selector.pipe).await?;
         Ok(match name {
             "count" => Some(info.count.to_string()),
             "bytes" => info.bytes.map(|bytes| bytes.to_string()),
@@ -463,14 +419,4 @@ fn parse_new(name: &OsStr) -> Result<Selector> {
     let broken = || Error::new(Kind::InvalidName, format!("{name:?} is not UTF-8"));
     let parsed = name.to_str().ok_or_else(broken)?.parse::<Selector>();
     parsed.map_err(|error| Error::new(Kind::InvalidName, error.to_string()))
-}
-
-async fn within<T>(time: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
-    match tokio::time::timeout(time, work).await {
-        Ok(result) => result,
-        Err(_) => Err(Error::new(
-            Kind::TimedOut,
-            format!("the backend did not answer within {time:?}"),
-        )),
-    }
 }

@@ -5,6 +5,7 @@ mod errno;
 mod files;
 mod handles;
 mod interrupt;
+mod known;
 pub mod session;
 
 mod tree;

@@ -85,23 +85,34 @@ fn share_a_pipe(kind: &str) {
     );
 }
 
-fn a_reset_reaches_buffers(kind: &str) {
-    let services = Services::start(&[kind]);
+/// What readers on one mount have in their buffers is gone once the other has reset the pipe. `meanwhile` is done
+/// before that.
+pub(crate) fn a_reset_reaches_buffers(services: &Services, meanwhile: impl FnOnce()) {
     let [one, two] = two_mounts(&services.url(), &[]);
-    one.out("seq 1000 > topic");
-    // It holds most of the pipe in its buffer when the reset comes.
-    let mut reader = two.spawn_python(
+    one.out("touch go; seq 1000 > topic");
+    // They hold most of the pipe when the reset comes. Nobody looks at it by that mount then; they look by
+    // themselves only after 5 seconds.
+    let mut readers = two.spawn_python(
         "
-        fd = os.open('topic@follow', os.O_RDONLY)
-        print(os.read(fd, 2).decode(), end='', flush=True)
-        while open('topic@snapshot').read() != 'after\\n':
-            pass
-        print(os.read(fd, 1000).decode(), end='', flush=True)
+        import time
+        readers = [os.open('topic@follow', os.O_RDONLY) for _ in range(60)]
+        for reader in readers:
+            while os.read(reader, 2) != b'9\\n':
+                pass
+        print('ready', flush=True)
+        open('go').readline()
+        for reader in readers:
+            told = os.read(reader, 6) == b'after\\n'
+            if told:
+                break
+            time.sleep(0.05)
+        print('told' if told else 'not told', flush=True)
         ",
     );
-    assert_eq!(reader.line(), "1");
-    one.out("truncate -s 0 topic; echo after > topic");
-    assert_eq!(reader.line(), "after");
+    assert_eq!(readers.line(), "ready");
+    meanwhile();
+    one.out("truncate -s 0 topic; echo after > topic; echo go > go");
+    assert_eq!(readers.line(), "told");
 }
 
 fn killed_under_load(kind: &str, work: Work) {
@@ -157,7 +168,7 @@ fn cut_off_under_load(kind: &str, target: &str, work: Work) {
 fn times_out(kind: &str) {
     for target in ["DROP", "REJECT"] {
         let (hosts, _services, mounts) = apart(kind, &["--timeout", "2s"]);
-        mounts[0].out("echo first > topic");
+        mounts[0].out("echo first > topic; touch p{01..12}");
         let mut blocked = mounts[1].spawn("exec tail -n +2 topic@follow");
         blocked.wait_until_blocked();
         hosts.cut(target);
@@ -172,8 +183,10 @@ fn times_out(kind: &str) {
         assert!(waited < Duration::from_secs(6), "{target}: {waited:?}");
         // `ls` answers from what is known, and whoever is blocked can be killed.
         let since = Instant::now();
-        assert_eq!(mounts[0].out("ls"), "topic\n");
-        assert!(since.elapsed() < Duration::from_secs(5));
+        assert_eq!(mounts[0].out("ls topic"), "topic\n");
+        // Also of many: they do not wait one after the other.
+        assert_eq!(mounts[0].out("ls -l | grep -c ' p'"), "12\n");
+        assert!(since.elapsed() < Duration::from_secs(8));
         let mut writer = mounts[0].spawn("echo third > topic");
         writer.wait_until_blocked();
         for process in [&mut blocked, &mut writer] {
@@ -277,7 +290,18 @@ macro_rules! of {
 
             #[test]
             fn a_reset_on_one_mount_reaches_what_readers_of_another_have_in_their_buffers() {
-                super::a_reset_reaches_buffers($kind);
+                super::a_reset_reaches_buffers(&super::Services::start(&[$kind]), || ());
+            }
+
+            #[test]
+            fn a_reset_reaches_what_readers_of_another_mount_have_in_their_buffers_since_a_restart()
+            {
+                let services = super::Services::start(&[$kind]);
+                let name = services.server().name;
+                super::a_reset_reaches_buffers(&services, || {
+                    services.tell("kill", &name);
+                    services.tell("start", &name);
+                });
             }
 
             #[test]

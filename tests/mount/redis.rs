@@ -12,6 +12,7 @@ use dnpipes::message::{Batch, Position, Producer, PushId};
 use dnpipes::name::PipeName;
 use futures_util::{StreamExt, stream};
 
+use crate::brokers::a_reset_reaches_buffers;
 use crate::gateway::{Certificates, free_port, text};
 use crate::network::Hosts;
 use crate::services::{Server, Services};
@@ -237,6 +238,14 @@ fn a_reader_that_falls_behind_trimming_is_told_of_and_goes_on() {
         last = next();
     }
     assert_eq!(missed(&mount), missed_before);
+}
+
+#[test]
+fn a_reset_reaches_readers_whose_mount_was_cut_off_from_such_news() {
+    let (services, server) = start(&[]);
+    a_reset_reaches_buffers(&services, || {
+        cli(&server, "redis CLIENT KILL TYPE pubsub");
+    });
 }
 
 #[test]
@@ -469,17 +478,45 @@ fn many_large_entries_are_read_in_little_memory() {
         mount.out("cat big | wc -c").trim(),
         (200 * (4 * 1024 * 1024 + 1)).to_string()
     );
+    assert!(peak(&mount) < 128 << 10, "{} KiB", peak(&mount));
+}
+
+/// The most memory that the daemon ever had, in KiB.
+fn peak(mount: &Mount) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).expect("its status");
     let peak = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))
         .expect("its peak");
-    let peak: u64 = peak
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .expect("a number");
-    assert!(peak < 128 << 10, "{peak} KiB");
+    let peak = peak.trim().trim_end_matches(" kB");
+    peak.parse().expect("a number")
+}
+
+#[test]
+fn large_entries_behind_small_ones_are_followed_in_little_memory() {
+    let (_services, server) = start(&["appendonly no"]);
+    let mount = Mount::new(&server.url, &[]);
+    mount.out("seq 2000 > big");
+    let mut reader = mount.spawn_python(
+        "
+        fd = os.open('big@follow', os.O_RDONLY)
+        end = b''
+        while not end.endswith(b'\\n2000\\n'):
+            end = os.read(fd, 1 << 16)
+        print('ready', flush=True)
+        left = 60 * ((4 << 20) + 1)
+        while left > 0:
+            left -= len(os.read(fd, 1 << 20))
+        print(left, flush=True)
+        ",
+    );
+    assert_eq!(reader.line(), "ready");
+    cli(
+        &server,
+        "redis EVAL \"for i = 1, 60 do redis.call('XADD', 'dnpipes:big', '*', 'data', string.rep('x', 4 * 1024 * 1024)) end\" 0",
+    );
+    assert_eq!(reader.line(), "0");
+    assert!(peak(&mount) < 128 << 10, "{} KiB", peak(&mount));
 }
 
 #[test]
@@ -555,6 +592,43 @@ fn a_host_that_says_nothing_keeps_nobody_from_the_next() {
     mount.out("echo hello > topic");
     assert_eq!(mount.out("cat topic"), "hello\n");
     assert!(since.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_first_listing_may_take_longer_than_others() {
+    let (services, server) = start(&[]);
+    cli(&server, "redis XADD dnpipes:topic '*' data message");
+    let mount = Mount::new(&services.url(), &[]);
+    // Its answers wait so long, in milliseconds.
+    cli(&server, "redis CLIENT PAUSE 2500 ALL");
+    assert_eq!(mount.out("ls"), "topic\n");
+    cli(
+        &server,
+        "redis XADD dnpipes:another '*' data message; redis CLIENT PAUSE 8000 ALL",
+    );
+    // From then on what is known is told; the list goes on meanwhile, and serves those who come later.
+    assert_eq!(mount.out("ls"), "topic\n");
+    wait_for("the other pipe", || {
+        (mount.out("ls") == "another\ntopic\n").then_some(())
+    });
+}
+
+#[test]
+fn who_may_not_write_is_told_so() {
+    let (services, server) = start(&[]);
+    cli(
+        &server,
+        "redis ACL SETUSER reader on '>word' '~*' '&*' +@all -xadd; redis XADD dnpipes:topic '*' data one",
+    );
+    let source = services.url().replace("://", "://reader:word@");
+    let mount = Mount::new(&source, &[]);
+    let read = mount.python(
+        "
+        print(open('topic@snapshot').read(), end='')
+        print(why(lambda: os.write(os.open('topic', os.O_WRONLY), b'two\\n')))
+        ",
+    );
+    assert_eq!(read, "one\nEACCES\n", "{}", mount.log());
 }
 
 #[test]

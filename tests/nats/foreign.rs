@@ -67,11 +67,15 @@ async fn a_push_to_a_stream_whose_subject_is_not_clear_is_refused() {
             json!({ "subjects": [], "mirror": { "name": "WILD" } }),
         )
         .await;
+    other
+        .stream("MUTE", json!({ "subjects": ["mute"], "no_ack": true }))
+        .await;
     other.publish("wild.x", "read all the same").await;
     for (pipe, why) in [
         ("WILD", "wild.>"),
         ("MANY", "many.a many.b"),
         ("COPY", "mirror"),
+        ("MUTE", "no_ack"),
     ] {
         let error = refused(push(&client, pipe, &["x"])).await;
         assert_eq!(error.kind(), Kind::Unsupported);
@@ -84,6 +88,7 @@ async fn a_push_to_a_stream_whose_subject_is_not_clear_is_refused() {
         .stream("TAKER", json!({ "subjects": ["taken"] }))
         .await;
     let error = refused(push(&client, "taken", &["x"])).await;
+    assert_eq!(error.kind(), Kind::Unsupported);
     assert!(error.to_string().contains("overlap"), "{error}");
 }
 

@@ -53,6 +53,9 @@ pub(super) struct Config {
     pub(super) num_replicas: u32,
     #[serde(default)]
     pub(super) allow_atomic: bool,
+    /// Whether nobody is told that a message is stored.
+    #[serde(default)]
+    pub(super) no_ack: bool,
     #[serde(default)]
     pub(super) mirror: Option<Value>,
 }
@@ -174,6 +177,10 @@ pub(super) struct ApiError {
 pub(super) const NO_MESSAGE: u32 = 10037;
 /// There is a stream of that name with another configuration.
 const OTHER_CONFIG: u32 = 10058;
+/// The account has no JetStream.
+const NOT_ENABLED: u32 = 10039;
+/// Another stream has the subject.
+const OVERLAP: u32 = 10065;
 /// There is no such stream.
 pub(super) const NOT_FOUND: u32 = 10059;
 /// What was pushed would go to another stream.
@@ -195,7 +202,7 @@ impl ApiError {
         let text = &self.description;
         let kind = match (self.err_code, self.code) {
             (NOT_FOUND, _) => Kind::NotFound,
-            (10039 | 10076, _) => Kind::Unsupported,
+            (NOT_ENABLED | 10076 | OVERLAP, _) => Kind::Unsupported,
             (10054 | 10097, _) => Kind::TooLong,
             // Of the account, the server's memory and disk, and the number of streams.
             (10002 | 10023 | 10026 | 10027 | 10028 | 10047 | 10122, _) => Kind::Full,
@@ -208,8 +215,10 @@ impl ApiError {
             _ => Kind::Io,
         };
         let mut why = format!("JetStream refuses: {text} ({})", self.err_code);
-        if kind == Kind::Unsupported {
-            why += "; it is not enabled for this account";
+        match self.err_code {
+            NOT_ENABLED | 10076 => why += "; it is not enabled for this account",
+            OVERLAP => why += "; another stream takes the messages of this name",
+            _ => {}
         }
         Error::new(kind, why)
     }

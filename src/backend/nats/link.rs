@@ -239,6 +239,19 @@ impl Link {
         })
     }
 
+    /// Sends what nobody answers, and waits until it is on its way.
+    ///
+    /// # Errors
+    /// As for [`Link::send`].
+    pub(super) async fn tell(&self, subject: &str, payload: Bytes) -> Result<()> {
+        self.send(subject, None, None, payload).await?;
+        match tokio::time::timeout(ANSWER, self.client.flush()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Error::new(Kind::Unreachable, "flushing").caused_by(error)),
+            Err(_) => Err(self.silence()),
+        }
+    }
+
     /// Listens on `subject`.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ mod names;
 mod opening;
 mod options;
 mod push;
+mod resets;
 mod search;
 mod single;
 mod source;
@@ -430,8 +431,7 @@ impl Backend for Nats {
                 let what = format!("STREAM.PURGE.{}", info.config.name);
                 done(pipe, link.api(&what, &json!({ "seq": keep })).await?)?;
             }
-            self.shared.floors.of(pipe).raise(info.end()?);
-            Ok(())
+            self.shared.dropped(&link, pipe, info.end()?).await
         })
     }
 
@@ -442,8 +442,7 @@ impl Backend for Nats {
             done(pipe, link.api_once(&what, &Value::Null).await?)?;
             self.shared.forget(pipe);
             let later = Position::new(info.epoch()?.saturating_add(1), 0);
-            self.shared.floors.of(pipe).raise(later);
-            Ok(())
+            self.shared.dropped(&link, pipe, later).await
         })
     }
 

@@ -11,6 +11,7 @@ use super::feed::Loss;
 use super::link::Line;
 use super::opening::{self, Fetched, Open, SUSPICIOUS, next_number, readable};
 use crate::backend::behind::Behind;
+use crate::backend::ear;
 use crate::backend::floor::KnownFloor;
 use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
 use crate::error::{Error, Kind, Result};
@@ -58,6 +59,7 @@ enum Stage {
 impl Subscriber {
     pub(super) fn new(shared: Arc<Shared>, pipe: PipeName, start: Start) -> Self {
         let floor = shared.floors.of(&pipe);
+        ear::open(&shared);
         Subscriber {
             shared,
             sheds: false,

@@ -70,6 +70,10 @@ fn subject(info: &Info) -> Result<String> {
     if info.config.mirror.is_some() {
         return Err(unsupported("a mirror cannot be pushed to".to_owned()));
     }
+    if info.config.no_ack {
+        let why = "it acknowledges nothing (no_ack), so it is not known what of a push is stored";
+        return Err(unsupported(why.to_owned()));
+    }
     match info.config.subjects.as_slice() {
         [subject] if !subject.split('.').any(|token| token == "*" || token == ">") => {
             Ok(subject.clone())

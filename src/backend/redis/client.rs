@@ -4,13 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::aio::{AsyncPushSender, SendError};
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
-use redis::{Cmd, ErrorKind, PushInfo, PushKind, RedisError, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::sync::OnceCell;
 
 use super::bulk::Bulk;
-use super::entry::{position, strange, text};
+use super::entry::{strange, text};
 use super::keys::{Keys, pattern};
 use super::link::{ANSWER, Connector, Link, Server, is_broken, translated};
 use super::options::{RedisUrl, Topology};
@@ -33,8 +32,6 @@ const SCAN: usize = 1000;
 /// A connection that is made when it is needed, and again when it broke.
 #[derive(Default)]
 pub(super) struct Lane {
-    /// Whether it hears of resets.
-    listens: bool,
     /// The newest one's number, and itself unless it broke.
     link: Mutex<(u64, Option<Link>)>,
     /// Held by the one that connects.
@@ -61,8 +58,8 @@ impl Lane {
 }
 
 pub(super) struct Client {
-    connector: Connector,
-    url: RedisUrl,
+    pub(super) connector: Connector,
+    pub(super) url: RedisUrl,
     /// What readers know of resets.
     pub(super) floors: Arc<Floors>,
     /// Pushes, and whatever else is short.
@@ -82,10 +79,7 @@ impl Client {
             connector: Connector::new(url)?,
             url: url.clone(),
             floors: Arc::default(),
-            commands: Arc::new(Lane {
-                listens: true,
-                ..Lane::default()
-            }),
+            commands: Arc::default(),
             places: Arc::default(),
             bulk: Arc::default(),
             fetches: Arc::default(),
@@ -127,41 +121,12 @@ impl Client {
         if let Some(usable) = lane.usable() {
             return Ok(usable);
         }
-        let mut link = match lane.listens {
-            true => self.connect_and_listen().await?,
-            false => self.connector.connect(None).await?,
-        };
+        let mut link = self.connector.connect(None).await?;
         let check = async || within("asking for its settings", self.check(&mut link)).await?;
         self.checked.get_or_try_init(check).await?;
         let mut current = lane.current();
         *current = (current.0 + 1, Some(link.clone()));
         Ok((current.0, link))
-    }
-
-    async fn connect_and_listen(&self) -> Result<Link> {
-        let resets = Resets {
-            floors: Arc::clone(&self.floors),
-            prefix: self.url.prefix.clone(),
-        };
-        let mut link = self.connector.connect(Some(Arc::new(resets))).await?;
-        let channel = self.channel();
-        let subscribed = async {
-            match &mut link {
-                Link::Single(link) => link.subscribe(channel).await,
-                Link::Cluster(link) => link.subscribe(channel).await,
-            }
-        };
-        match within("subscribing to resets", subscribed).await? {
-            Ok(()) => {}
-            Err(error) if is_broken(&error) => {
-                return Err(translated("subscribing to resets", error));
-            }
-            Err(error) => log::warn!(
-                "{}: no word of others' resets: {error}; readers may still get what they have fetched before one",
-                self.url
-            ),
-        }
-        Ok(link)
     }
 
     /// Looks at the settings that decide on what is kept.
@@ -382,7 +347,7 @@ pub(super) fn patience(bytes: usize) -> Duration {
 }
 
 /// Makes an answer that does not come an error.
-async fn within<T>(what: &str, answer: impl Future<Output = T>) -> Result<T> {
+pub(super) async fn within<T>(what: &str, answer: impl Future<Output = T>) -> Result<T> {
     tokio::time::timeout(ANSWER, answer)
         .await
         .map_err(|_| no_answer(what.to_owned(), ANSWER))
@@ -429,25 +394,4 @@ async fn nodes(link: &mut Link) -> Result<Vec<Option<SingleNodeRoutingInfo>>> {
     }
     let node = |(host, port)| Some(SingleNodeRoutingInfo::ByAddress { host, port });
     Ok(nodes.into_iter().map(node).collect())
-}
-
-/// Hears of resets, by whomever, and lets the readers here know.
-struct Resets {
-    floors: Arc<Floors>,
-    prefix: String,
-}
-
-impl AsyncPushSender for Resets {
-    fn send(&self, info: PushInfo) -> Result<(), SendError> {
-        if info.kind == PushKind::Message
-            && let [_, told] = info.data.as_slice()
-            && let Ok(told) = text(told)
-            && let Some((floor, stream)) = told.split_once(' ')
-            && let Ok(floor) = position(floor)
-            && let Some(Ok(pipe)) = stream.strip_prefix(&self.prefix).map(PipeName::new)
-        {
-            self.floors.of(&pipe).raise(floor);
-        }
-        Ok(())
-    }
 }

@@ -9,6 +9,7 @@ use redis::aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
+use redis::io::tcp::socket2::TcpKeepalive;
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, Connection, ConnectionAddr, ErrorKind,
@@ -320,8 +321,13 @@ impl AsyncPushSender for Told {
 }
 
 fn tcp() -> TcpSettings {
+    // For connections on which nothing is asked, and that only hear: their other end may be gone without a word.
+    let keepalive = TcpKeepalive::new()
+        .with_time(ANSWER)
+        .with_interval(ANSWER / 4);
     TcpSettings::default()
         .set_nodelay(true)
+        .set_keepalive(keepalive)
         .set_user_timeout(ANSWER)
 }
 
@@ -416,6 +422,14 @@ fn by_text(error: &RedisError) -> Kind {
         // It cannot write its file; if that is for want of room, a reset may help.
         Some("MISCONF") if error.to_string().contains("No space left") => Kind::Full,
         Some("NOAUTH" | "WRONGPASS" | "DENIED") => Kind::Denied,
+        // Within a script it is said otherwise.
+        Some("ERR")
+            if error
+                .to_string()
+                .contains("The user executing the script can't") =>
+        {
+            Kind::Denied
+        }
         Some("BUSY" | "NOREPLICAS" | "UNBLOCKED") => Kind::Unreachable,
         Some("WRONGTYPE") => Kind::Damaged,
         _ => Kind::Io,

@@ -17,6 +17,7 @@ mod link;
 mod options;
 mod progress;
 mod push;
+mod resets;
 mod scripts;
 mod source;
 mod transaction;

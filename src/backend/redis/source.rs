@@ -14,6 +14,7 @@ use super::link::{ANSWER, Link, translated};
 use super::progress::Progress;
 use super::scripts;
 use super::{Look, look};
+use crate::backend::ear;
 use crate::backend::floor::KnownFloor;
 use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
 use crate::error::Result;
@@ -51,6 +52,7 @@ impl Subscriber {
     pub(super) fn new(client: Arc<Client>, pipe: PipeName, start: Start) -> Result<Self> {
         let keys = client.keys(&pipe)?;
         let floor = client.floors.of(&pipe);
+        ear::open(&client);
         let after = match start {
             Start::Oldest => Position::MIN,
             Start::After(position) => position,
@@ -89,52 +91,34 @@ impl Subscriber {
         if after.before() >= before || after >= before.before() {
             return Ok(Vec::new());
         }
-        let stream = &self.keys.stream;
-        let reading = || format!("reading {stream}");
         let from = match after {
             Position::MIN => "-".to_owned(),
             after => format!("({after}"),
         };
-        let largest = self.known.map_or(0, |(_, largest)| largest);
-        let bytes = largest.saturating_add(limit.max_bytes);
-        let mut step = 1;
+        let mut most = usize::MAX;
         if let Some((newest, largest)) = self.known {
-            // As many as certainly fit.
-            step = (limit.max_bytes / (largest + weight(&[]))).max(1);
-            if step >= FEW && after < newest {
+            if after < newest {
                 let to = newest.min(before.before()).to_string();
-                let mut range = redis::cmd("XRANGE");
-                range.arg(stream).arg(&from).arg(to).arg("COUNT").arg(step);
-                let found = self
-                    .client
-                    .call(&self.client.fetches, reading, bytes, &range);
-                let messages = entry::messages(found.await?)?;
+                let messages = self
+                    .fetch_known(&from, &to, limit.max_bytes, largest)
+                    .await?;
                 if !messages.is_empty() {
                     return Ok(self.deliver(messages));
                 }
                 // Dropped meanwhile.
                 self.known = None;
+            } else {
+                // Then it is looked how large the others are.
+                most = FEW;
             }
         }
         let to = match before {
             Position::MAX => "+".to_owned(),
             before => format!("({before}"),
         };
-        let found = self.client.run(
-            &self.client.fetches,
-            reading,
-            &scripts::FETCH,
-            [stream],
-            bytes,
-            |script| {
-                script
-                    .arg(&from)
-                    .arg(&to)
-                    .arg(limit.max_bytes)
-                    .arg(step.min(FEW));
-            },
-        );
-        let messages = entry::messages(found.await?)?;
+        let messages = self
+            .fetch_by_size(&from, &to, limit.max_bytes, 1, most)
+            .await?;
         if messages.len() < FEW && !self.progress.is_due() {
             return Ok(self.deliver(messages));
         }
@@ -143,6 +127,54 @@ impl Subscriber {
         let messages = self.deliver(messages);
         self.progress.compare(&look);
         Ok(messages)
+    }
+
+    /// What there is of a range in which no message has more than `largest` bytes: about `bytes` of it.
+    async fn fetch_known(
+        &mut self,
+        from: &str,
+        to: &str,
+        bytes: usize,
+        largest: usize,
+    ) -> Result<Vec<Message>> {
+        // As many as certainly fit.
+        let step = (bytes / (largest + weight(&[]))).max(1);
+        if step < FEW {
+            return self.fetch_by_size(from, to, bytes, step, usize::MAX).await;
+        }
+        let stream = &self.keys.stream;
+        let mut range = redis::cmd("XRANGE");
+        range.arg(stream).arg(from).arg(to).arg("COUNT").arg(step);
+        let reading = || format!("reading {stream}");
+        let under_way = largest.saturating_add(bytes);
+        let found = self
+            .client
+            .call(&self.client.fetches, reading, under_way, &range);
+        entry::messages(found.await?)
+    }
+
+    /// About `bytes` of a range, and `most` entries at most, `step` of which certainly fit.
+    async fn fetch_by_size(
+        &mut self,
+        from: &str,
+        to: &str,
+        bytes: usize,
+        step: usize,
+        most: usize,
+    ) -> Result<Vec<Message>> {
+        let stream = &self.keys.stream;
+        let largest = self.known.map_or(0, |(_, largest)| largest);
+        let found = self.client.run(
+            &self.client.fetches,
+            || format!("reading {stream}"),
+            &scripts::FETCH,
+            [stream],
+            largest.saturating_add(bytes),
+            |script| {
+                script.arg(from).arg(to).arg(bytes).arg(step).arg(most);
+            },
+        );
+        entry::messages(found.await?)
     }
 
     fn deliver(&mut self, messages: Vec<Message>) -> Vec<Message> {

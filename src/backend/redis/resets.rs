@@ -1,0 +1,93 @@
+//! Resets by others, as the server tells of them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redis::aio::{AsyncPushSender, SendError};
+use redis::{PushInfo, PushKind};
+use tokio::sync::oneshot;
+
+use super::client::{Client, within};
+use super::entry::{position, text};
+use super::link::{Link, is_broken, translated};
+use super::look;
+use crate::backend::Fut;
+use crate::backend::ear::{Ear, Hearing};
+use crate::backend::floor::Floors;
+use crate::name::PipeName;
+
+/// Lets the readers here know of resets, by whomever.
+struct Resets {
+    floors: Arc<Floors>,
+    prefix: String,
+    /// Dropped when the connection has ended.
+    alive: Mutex<Option<oneshot::Sender<()>>>,
+}
+
+impl AsyncPushSender for Resets {
+    fn send(&self, info: PushInfo) -> Result<(), SendError> {
+        if info.kind == PushKind::Disconnection {
+            let mut alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(alive.take());
+        }
+        if info.kind == PushKind::Message
+            && let [_, told] = info.data.as_slice()
+            && let Ok(told) = text(told)
+            && let Some((floor, stream)) = told.split_once(' ')
+            && let Ok(floor) = position(floor)
+            && let Some(Ok(pipe)) = stream.strip_prefix(&self.prefix).map(PipeName::new)
+        {
+            self.floors.of(&pipe).raise(floor);
+        }
+        Ok(())
+    }
+}
+
+impl Ear for Client {
+    fn floors(&self) -> &Floors {
+        &self.floors
+    }
+
+    fn listen(self: Arc<Self>) -> Fut<'static, Hearing> {
+        Box::pin(async move {
+            let (alive, ended) = oneshot::channel();
+            let resets = Resets {
+                floors: Arc::clone(&self.floors),
+                prefix: self.url.prefix.clone(),
+                alive: Mutex::new(Some(alive)),
+            };
+            let mut link = self.connector.connect(Some(Arc::new(resets))).await?;
+            let channel = self.channel();
+            let subscribed = async {
+                match &mut link {
+                    Link::Single(link) => link.subscribe(channel).await,
+                    Link::Cluster(link) => link.subscribe(channel).await,
+                }
+            };
+            match within("subscribing to resets", subscribed).await? {
+                Ok(()) => {}
+                Err(error) if is_broken(&error) => {
+                    return Err(translated("subscribing to resets", error));
+                }
+                Err(error) => log::warn!(
+                    "{}: no word of others' resets: {error}; readers may still get what they have fetched before one",
+                    self.url
+                ),
+            }
+            let hearing = async move {
+                // Nothing is sent, only dropped.
+                drop(ended.await);
+                drop(link);
+            };
+            Ok(Box::pin(hearing) as Hearing)
+        })
+    }
+
+    fn look_at(self: Arc<Self>, pipe: PipeName) -> Fut<'static, ()> {
+        Box::pin(async move {
+            let keys = self.keys(&pipe)?;
+            let look = look(&self, &self.fetches, &pipe, &keys).await?;
+            self.floors.of(&pipe).raise(look.floor);
+            Ok(())
+        })
+    }
+}

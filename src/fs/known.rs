@@ -1,0 +1,223 @@
+//! What is known of the pipes, for when the backend is slow or away.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::watch;
+
+use crate::backend::{Backend, PipeInfo};
+use crate::error::{Error, Kind, Result};
+use crate::name::PipeName;
+
+/// Metadata that takes longer is answered from what is known.
+const METADATA: Duration = Duration::from_secs(1);
+
+/// A list may take so long where none was ever complete.
+const FIRST_LIST: Duration = Duration::from_secs(5);
+
+/// A backend, and the last known state of its pipes.
+pub(super) struct Known {
+    backend: Arc<dyn Backend>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    pipes: HashMap<PipeName, PipeInfo>,
+    /// The number of the newest list that was made; 0 for none.
+    listed: u64,
+    /// The list that was begun last, until it is made.
+    listing: Option<Listing>,
+    /// How many were begun.
+    lists: u64,
+    /// What was learned of single pipes since one was begun; nothing of those that are gone.
+    learned: HashMap<PipeName, Option<PipeInfo>>,
+    /// When a question stayed without an answer last.
+    silent: Option<Instant>,
+}
+
+/// A list that is being made.
+struct Listing {
+    number: u64,
+    began: Instant,
+    end: watch::Receiver<Option<Listed>>,
+}
+
+/// How a list ended: made, or why not.
+type Listed = std::result::Result<(), (Kind, String)>;
+
+impl State {
+    /// Whether the backend has just let somebody wait in vain: the next ones need not.
+    fn is_silent(&self) -> bool {
+        self.silent.is_some_and(|since| since.elapsed() < METADATA)
+    }
+
+    fn learn(&mut self, pipe: &PipeName, info: Option<PipeInfo>) {
+        self.silent = None;
+        if self.listing.is_some() {
+            self.learned.insert(pipe.clone(), info);
+        }
+        match info {
+            Some(info) => self.pipes.insert(pipe.clone(), info),
+            None => self.pipes.remove(pipe),
+        };
+    }
+
+    fn end_listing(&mut self, number: u64, listed: &Result<Vec<(PipeName, PipeInfo)>>) {
+        if let Ok(listed) = listed
+            && number > self.listed
+        {
+            self.pipes = listed.iter().cloned().collect();
+            self.listed = number;
+            for (pipe, info) in self.learned.clone() {
+                self.learn(&pipe, info);
+            }
+        }
+        if let Some(listing) = &self.listing
+            && listing.number == number
+        {
+            self.listing = None;
+            self.learned.clear();
+        }
+    }
+}
+
+impl Known {
+    pub(super) fn new(backend: Arc<dyn Backend>) -> Self {
+        Known {
+            backend,
+            state: Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the backend says of `pipe`, or what is known where it takes longer than a second.
+    pub(super) async fn info(&self, pipe: &PipeName) -> Result<PipeInfo> {
+        {
+            let state = self.state();
+            if let Some(info) = state.pipes.get(pipe)
+                && state.is_silent()
+            {
+                return Ok(*info);
+            }
+        }
+        let asked = within(METADATA, self.backend.stat(pipe)).await;
+        let mut state = self.state();
+        match asked {
+            Ok(info) => {
+                state.learn(pipe, Some(info));
+                Ok(info)
+            }
+            Err(error) if error.kind() == Kind::NotFound => {
+                state.learn(pipe, None);
+                Err(error)
+            }
+            Err(error) => {
+                if matches!(error.kind(), Kind::TimedOut | Kind::Unreachable) {
+                    state.silent = Some(Instant::now());
+                }
+                match state.pipes.get(pipe) {
+                    Some(info) => {
+                        log::debug!("{error}; answering with what was known");
+                        Ok(*info)
+                    }
+                    None => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Notes that the pipe is gone.
+    pub(super) fn forget(&self, pipe: &PipeName) {
+        self.state().learn(pipe, None);
+    }
+
+    /// When a pipe that is known changed last.
+    pub(super) fn newest(&self) -> Option<SystemTime> {
+        self.state().pipes.values().map(|info| info.modified).max()
+    }
+
+    /// The pipes there are, in the order of their names, or those that are known where a list takes longer than a second.
+    pub(super) async fn list(self: &Arc<Self>) -> Result<Vec<(PipeName, PipeInfo)>> {
+        let (mut listing, patience) = {
+            let mut state = self.state();
+            let patience = match (state.listed > 0, state.is_silent()) {
+                (true, true) => Duration::ZERO,
+                (false, false) => FIRST_LIST,
+                _ => METADATA,
+            };
+            (self.join_listing(&mut state), patience)
+        };
+        let listed = within(patience, async {
+            let ended = listing.wait_for(Option::is_some).await;
+            match ended.as_deref() {
+                Ok(Some(Err((kind, why)))) => Err(Error::new(*kind, why.clone())),
+                Ok(_) => Ok(()),
+                Err(_) => Err(Error::new(Kind::Io, "the list was given up")),
+            }
+        })
+        .await;
+        let state = self.state();
+        if let Err(error) = listed {
+            if state.pipes.is_empty() {
+                return Err(error);
+            }
+            match state.listed > 0 {
+                true => log::debug!("{error}; listing what was known"),
+                false => log::warn!("{error}; listing the pipes that were used here"),
+            }
+        }
+        let pipes = state.pipes.iter();
+        let mut pipes: Vec<_> = pipes.map(|(pipe, info)| (pipe.clone(), *info)).collect();
+        pipes.sort_by(|one, other| one.0.cmp(&other.0));
+        Ok(pipes)
+    }
+
+    /// Begins a list, which goes on where nobody waits for it. One that takes longer than others wait is joined instead,
+    /// as they would make no more of another.
+    fn join_listing(self: &Arc<Self>, state: &mut State) -> watch::Receiver<Option<Listed>> {
+        match &state.listing {
+            // Unless it was given up.
+            Some(listing) if listing.end.has_changed().is_ok() => {
+                if listing.began.elapsed() > METADATA {
+                    return listing.end.clone();
+                }
+            }
+            _ => state.learned.clear(),
+        }
+        state.lists += 1;
+        let number = state.lists;
+        let (ended, end) = watch::channel(None);
+        state.listing = Some(Listing {
+            number,
+            began: Instant::now(),
+            end: end.clone(),
+        });
+        let known = Arc::clone(self);
+        tokio::spawn(async move {
+            let listed = known.backend.list().await;
+            known.state().end_listing(number, &listed);
+            let listed = listed.map(drop);
+            ended.send_replace(Some(
+                listed.map_err(|error| (error.kind(), error.to_string())),
+            ));
+        });
+        end
+    }
+}
+
+/// What does not end in time is an error.
+async fn within<T>(time: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(time, work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::new(
+            Kind::TimedOut,
+            format!("the backend did not answer within {time:?}"),
+        )),
+    }
+}
