@@ -55,7 +55,7 @@ pub enum Start {
 }
 
 /// How much one [`Source::next`] may return, and whether it may wait.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
     /// Stop once this many bytes are gathered (counted by [`weight`]); at least one message is returned
     /// even if it alone is larger.

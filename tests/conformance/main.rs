@@ -214,3 +214,8 @@ suite::conformance!(nats_2_15, NatsStore<true>);
 suite::conformance!(nats_cluster, NatsClusterStore);
 suite::conformance!(redis, RedisStore);
 suite::conformance!(redis_cluster, RedisClusterStore);
+
+mod redis_interrupted {
+    use super::*;
+    suite::cases!(RedisStore: a_reader_that_looks_only_once_each_time_gets_on);
+}

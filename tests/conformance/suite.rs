@@ -10,6 +10,7 @@ use dnpipes::backend::{Backend, Limit, Source, Start};
 use dnpipes::error::Kind;
 use dnpipes::message::{Batch, Message, Position, Producer, PushId};
 use dnpipes::name::PipeName;
+use futures_util::FutureExt;
 
 use crate::Store;
 
@@ -371,6 +372,27 @@ pub(crate) async fn dropping_a_wait_loses_nothing<S: Store>(store: S) {
             .map(|number| number.to_string())
             .collect::<Vec<_>>()
     );
+}
+
+/// For stores that ask for messages by requests: their answers are kept for a caller that stopped waiting.
+pub(crate) async fn a_reader_that_looks_only_once_each_time_gets_on<S: Store>(store: S) {
+    let client = store.client();
+    let numbers: Vec<String> = (0..300).map(|number| number.to_string()).collect();
+    Pusher::new(Arc::clone(&client)).push(&numbers).await;
+    let mut source = source(&client, Start::Oldest).await;
+    let few = Limit {
+        max_bytes: 1000,
+        ..NEXT
+    };
+    let mut found = Vec::new();
+    while found.len() < numbers.len() {
+        // Dropped whenever it is not ready at once.
+        if let Some(messages) = source.next(few).now_or_never() {
+            found.extend(texts(&messages.expect("messages")));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(found, numbers);
 }
 
 pub(crate) async fn a_bound_is_kept_and_nothing_is_skipped<S: Store>(store: S) {

@@ -3,7 +3,7 @@
 //! - [`options`]: the source's URL.
 //! - [`link`]: connections and what their failures mean.
 //! - [`client`], [`scripts`]: requests; [`keys`], [`entry`]: what lies in the database.
-//! - [`push`], [`bulk`], [`transaction`]: writers; [`source`], [`progress`]: subscribers.
+//! - [`push`], [`bulk`], [`transaction`]: writers; [`source`], [`fetch`], [`progress`]: subscribers.
 //!
 //! A request is made once: [`super::retry::Retry`] repeats it. Whatever changes something is one script or transaction, so
 //! that it happens as a whole, and one that comes late or twice does no harm: a push is known by its identity, a reset
@@ -12,6 +12,7 @@
 mod bulk;
 mod client;
 mod entry;
+mod fetch;
 mod keys;
 mod link;
 mod options;

@@ -9,14 +9,14 @@ use redis::Value;
 
 use super::client::{self, Client};
 use super::entry;
+use super::fetch::{Fetch, Fetched};
 use super::keys::Keys;
 use super::link::{ANSWER, Link, translated};
 use super::progress::Progress;
-use super::scripts;
 use super::{Look, look};
 use crate::backend::ear;
 use crate::backend::floor::KnownFloor;
-use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
+use crate::backend::{Floor, Fut, Limit, Source, Start};
 use crate::error::Result;
 use crate::message::{Message, Position};
 use crate::name::PipeName;
@@ -25,12 +25,15 @@ use crate::name::PipeName;
 /// word is noticed.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// As many entries must fit into one answer for XRANGE to be asked for a number of them; otherwise a script
-/// looks at their sizes.
-const FEW: usize = 64;
-
 /// A request that waits, on a connection that it keeps to itself.
 type Waiting = Pin<Box<dyn Future<Output = Result<(Link, Vec<Message>)>> + Send>>;
+
+/// A request for entries behind a position. It is kept while nobody looks at it: made anew each time, a caller that
+/// stops waiting more often than the server answers would never get one.
+struct Fetching {
+    of: (Position, Limit),
+    answer: Pin<Box<dyn Future<Output = Result<Fetched>> + Send>>,
+}
 
 /// A subscriber's place.
 pub(super) struct Subscriber {
@@ -42,6 +45,7 @@ pub(super) struct Subscriber {
     known: Option<(Position, usize)>,
     /// The last message that came, and what was missed before it.
     progress: Progress,
+    fetching: Option<Fetching>,
     /// Kept while nobody looks at it, so that a caller that stops waiting loses nothing.
     waiting: Option<Waiting>,
     /// What to wait on next.
@@ -64,122 +68,77 @@ impl Subscriber {
             keys,
             floor,
             known: None,
+            fetching: None,
             waiting: None,
             link: None,
         })
     }
 
-    /// Looks at the pipe, and notes how large its messages are.
-    async fn look(&mut self) -> Result<Look> {
-        let look = look(&self.client, &self.client.fetches, &self.pipe, &self.keys).await?;
+    /// Notes where the pipe starts, and how large its messages are.
+    fn note(&mut self, look: &Look) {
         self.floor.raise(look.floor);
         self.known = look.largest.map(|largest| (look.newest, largest));
-        Ok(look)
     }
 
     /// Looks whether something was missed.
     async fn check(&mut self) -> Result<Look> {
-        let look = self.look().await?;
+        let look = look(&self.client, &self.client.fetches, &self.pipe, &self.keys).await?;
+        self.note(&look);
         self.progress.compare(&look);
         Ok(look)
     }
 
-    /// What there is now behind `after` and before `before`.
+    /// What there is now behind the last message and before the limit.
     async fn fetch(&mut self, limit: Limit) -> Result<Vec<Message>> {
         let before = limit.before.unwrap_or(Position::MAX);
-        let after = self.progress.after();
-        if after.before() >= before || after >= before.before() {
-            return Ok(Vec::new());
-        }
-        let from = match after {
-            Position::MIN => "-".to_owned(),
-            after => format!("({after}"),
-        };
-        let mut most = usize::MAX;
-        if let Some((newest, largest)) = self.known {
-            if after < newest {
-                let to = newest.min(before.before()).to_string();
-                let messages = self
-                    .fetch_known(&from, &to, limit.max_bytes, largest)
-                    .await?;
-                if !messages.is_empty() {
-                    return Ok(self.deliver(messages));
-                }
-                // Dropped meanwhile.
-                self.known = None;
-            } else {
-                // Then it is looked how large the others are.
-                most = FEW;
+        loop {
+            let after = self.progress.after();
+            if after.before() >= before || after >= before.before() {
+                return Ok(Vec::new());
+            }
+            let of = (after, limit);
+            let kept = self.fetching.take().filter(|fetching| fetching.of == of);
+            // That nothing is there was so when it was asked; who waits next finds what came since.
+            let is_now = kept.is_none() || limit.before.is_none();
+            let fetching = self.fetching.insert(kept.unwrap_or_else(|| Fetching {
+                of,
+                answer: Box::pin(self.to_fetch(of).run()),
+            }));
+            let fetched = (&mut fetching.answer).await;
+            self.fetching = None;
+            let messages = self.came(fetched?);
+            if !messages.is_empty() || is_now && self.progress.after() == after {
+                return Ok(messages);
             }
         }
-        let to = match before {
-            Position::MAX => "+".to_owned(),
-            before => format!("({before}"),
-        };
-        let messages = self
-            .fetch_by_size(&from, &to, limit.max_bytes, 1, most)
-            .await?;
-        if messages.len() < FEW && !self.progress.is_due() {
-            return Ok(self.deliver(messages));
+    }
+
+    /// Notes what was fetched, and takes out what was dropped since.
+    fn came(&mut self, fetched: Fetched) -> Vec<Message> {
+        if fetched.is_unknown {
+            self.known = None;
         }
-        // There may be many more.
-        let look = self.look().await?;
-        let messages = self.deliver(messages);
-        self.progress.compare(&look);
-        Ok(messages)
-    }
-
-    /// What there is of a range in which no message has more than `largest` bytes: about `bytes` of it.
-    async fn fetch_known(
-        &mut self,
-        from: &str,
-        to: &str,
-        bytes: usize,
-        largest: usize,
-    ) -> Result<Vec<Message>> {
-        // As many as certainly fit.
-        let step = (bytes / (largest + weight(&[]))).max(1);
-        if step < FEW {
-            return self.fetch_by_size(from, to, bytes, step, usize::MAX).await;
-        }
-        let stream = &self.keys.stream;
-        let mut range = redis::cmd("XRANGE");
-        range.arg(stream).arg(from).arg(to).arg("COUNT").arg(step);
-        let reading = || format!("reading {stream}");
-        let under_way = largest.saturating_add(bytes);
-        let found = self
-            .client
-            .call(&self.client.fetches, reading, under_way, &range);
-        entry::messages(found.await?)
-    }
-
-    /// About `bytes` of a range, and `most` entries at most, `step` of which certainly fit.
-    async fn fetch_by_size(
-        &mut self,
-        from: &str,
-        to: &str,
-        bytes: usize,
-        step: usize,
-        most: usize,
-    ) -> Result<Vec<Message>> {
-        let stream = &self.keys.stream;
-        let largest = self.known.map_or(0, |(_, largest)| largest);
-        let found = self.client.run(
-            &self.client.fetches,
-            || format!("reading {stream}"),
-            &scripts::FETCH,
-            [stream],
-            largest.saturating_add(bytes),
-            |script| {
-                script.arg(from).arg(to).arg(bytes).arg(step).arg(most);
-            },
-        );
-        entry::messages(found.await?)
-    }
-
-    fn deliver(&mut self, messages: Vec<Message>) -> Vec<Message> {
+        let mut messages = fetched.messages;
         self.progress.came(&messages);
+        if let Some(look) = &fetched.look {
+            self.note(look);
+            self.progress.compare(look);
+        }
+        let floor = self.floor.position();
+        messages.retain(|message| message.position >= floor);
         messages
+    }
+
+    fn to_fetch(&self, (after, limit): (Position, Limit)) -> Fetch {
+        Fetch {
+            client: Arc::clone(&self.client),
+            pipe: self.pipe.clone(),
+            keys: self.keys.clone(),
+            after,
+            limit,
+            known: self.known,
+            is_due: self.progress.is_due(),
+        }
     }
 
     /// Waits for the next message, or for some seconds.
