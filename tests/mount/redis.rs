@@ -1,8 +1,8 @@
 //! What is Redis's own: other programs' streams, its settings, its ways to connect.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -629,6 +629,32 @@ fn who_may_not_write_is_told_so() {
         ",
     );
     assert_eq!(read, "one\nEACCES\n", "{}", mount.log());
+}
+
+#[test]
+fn a_server_with_all_clients_it_takes_is_waited_for_and_named() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    assert_eq!(
+        mount.out("touch empty; echo one > topic; cat topic@snapshot"),
+        "one\n"
+    );
+    let held = TcpStream::connect(("127.0.0.1", server.port)).expect("a connection");
+    let mut answers = BufReader::new(held.try_clone().expect("a copy"));
+    let mut set = |most: u32| {
+        writeln!(&held, "CONFIG SET maxclients {most}").expect("sent");
+        let mut answer = String::new();
+        answers.read_line(&mut answer).expect("an answer");
+        assert_eq!(answer, "+OK\r\n");
+    };
+    set(1);
+    let mut reader = mount.spawn("exec cat empty");
+    wait_for("word of it", || {
+        mount.log().contains("maxclients").then_some(())
+    });
+    mount.out("echo two > empty");
+    set(100);
+    assert_eq!(reader.line(), "two");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Streams that other programs made, and what they do to those that were made here.
 
-use dnpipes::backend::Backend;
+use dnpipes::backend::{Backend, Limit, Start};
 use dnpipes::error::Kind;
 use serde_json::{Value, json};
 
@@ -90,6 +90,29 @@ async fn a_push_to_a_stream_whose_subject_is_not_clear_is_refused() {
     let error = refused(push(&client, "taken", &["x"])).await;
     assert_eq!(error.kind(), Kind::Unsupported);
     assert!(error.to_string().contains("overlap"), "{error}");
+}
+
+#[tokio::test]
+async fn a_reader_too_many_is_told_why() {
+    let services = Services::start(&["nats-new"]);
+    let other = Other::new(&services).await;
+    let client = client(&format!("{}/?prefix=", services.url()));
+    let settings = json!({ "subjects": ["small"], "max_consumers": 1 });
+    other.stream("SMALL", settings).await;
+    push(&client, "SMALL", &["x"]).await.expect("stored");
+    let mut readers = Vec::new();
+    for _ in 0..2 {
+        let reader = client.subscribe(&name("SMALL"), Start::Oldest).await;
+        readers.push(reader.expect("a source"));
+    }
+    let next = Limit {
+        max_bytes: 1,
+        before: None,
+    };
+    readers[0].next(next).await.expect("let in");
+    let error = readers[1].next(next).await.expect_err("one too many");
+    assert_eq!(error.kind(), Kind::Denied, "{error}");
+    assert!(error.to_string().contains("max_consumers"), "{error}");
 }
 
 #[tokio::test]

@@ -177,6 +177,8 @@ pub(super) struct ApiError {
 pub(super) const NO_MESSAGE: u32 = 10037;
 /// There is a stream of that name with another configuration.
 const OTHER_CONFIG: u32 = 10058;
+/// The stream, or the account, has as many consumers as it may.
+const TOO_MANY: u32 = 10026;
 /// The account has no JetStream.
 const NOT_ENABLED: u32 = 10039;
 /// Another stream has the subject.
@@ -205,10 +207,10 @@ impl ApiError {
             (NOT_ENABLED | 10076 | OVERLAP, _) => Kind::Unsupported,
             (10054 | 10097, _) => Kind::TooLong,
             // Of the account, the server's memory and disk, and the number of streams.
-            (10002 | 10023 | 10026 | 10027 | 10028 | 10047 | 10122, _) => Kind::Full,
+            (10002 | 10023 | 10027 | 10028 | 10047 | 10122, _) => Kind::Full,
             (10077, _) if text.contains("maximum") || text.contains("no space") => Kind::Full,
             // Sealed; deletion or purge denied.
-            (10109, _) => Kind::Denied,
+            (10109 | TOO_MANY, _) => Kind::Denied,
             (10158 | INCOMPLETE | 10211, _) | (_, 503) => Kind::Unreachable,
             (_, 401 | 403) => Kind::Denied,
             _ if text.contains("not permitted") => Kind::Denied,
@@ -217,6 +219,7 @@ impl ApiError {
         let mut why = format!("JetStream refuses: {text} ({})", self.err_code);
         match self.err_code {
             NOT_ENABLED | 10076 => why += "; it is not enabled for this account",
+            TOO_MANY => why += "; each reader is a consumer, and max_consumers lets no more in",
             OVERLAP => why += "; another stream takes the messages of this name",
             _ => {}
         }

@@ -170,7 +170,7 @@ impl Connector {
         };
         let what = || format!("connecting to {}", self.url);
         match tokio::time::timeout(patience, made).await {
-            Ok(made) => made.map_err(|error| translated(what(), error)),
+            Ok(made) => made.map_err(|error| translated(what() + closed(&error), error)),
             Err(_) => Err(Error::new(Kind::Unreachable, what()).caused_by("no answer")),
         }
     }
@@ -371,6 +371,14 @@ pub(super) fn is_broken(error: &RedisError) -> bool {
             ) | ErrorKind::Parse
                 | ErrorKind::ClusterConnectionNotFound
         )
+}
+
+/// What to think of where a server hangs up on a new connection. Its reason is mostly lost in that.
+fn closed(error: &RedisError) -> &'static str {
+    match error.is_connection_dropped() {
+        true => " (closed at once; perhaps it has its maxclients)",
+        false => "",
+    }
 }
 
 /// What a failure means to the caller.
