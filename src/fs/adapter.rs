@@ -23,6 +23,7 @@ use tokio::runtime::Handle;
 use super::errno;
 use super::files::{Files, OpenFile};
 use super::interrupt::Interrupts;
+use super::pump::Pump;
 use crate::error::{Error, Kind, Result};
 
 /// Nothing is cached by the kernel: changes made elsewhere show at once.
@@ -31,9 +32,6 @@ const TTL: Duration = Duration::ZERO;
 /// How long what a look-up told of a remote pipe holds: for the open that follows, which would ask again, and for
 /// the next ones of a loop.
 const REMOTE_TTL: Duration = Duration::from_millis(10);
-
-/// A piece of so many bytes takes longer to be taken apart than another thread takes to wake.
-const LARGE: usize = 64 << 10;
 
 /// An interrupted push is waited for so long, because its result is the truth; then it is EINTR.
 const GRACE: Duration = Duration::from_millis(50);
@@ -51,6 +49,8 @@ pub(super) struct Adapter {
     pub(super) files: Arc<Files>,
     pub(super) interrupts: Arc<Interrupts>,
     pub(super) runtime: Handle,
+    /// Runs the runtime, where the thread that reads requests does.
+    pub(super) pump: Option<Arc<Pump>>,
     /// What to do when the mount has ended.
     pub(super) ended: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
@@ -58,7 +58,7 @@ pub(super) struct Adapter {
 impl Adapter {
     /// Runs `work` and replies. What is ready at once is answered on this thread; the rest is parked on
     /// the runtime, where a signal to the caller ends it after `grace`. What asks a remote backend is
-    /// parked at once: begun here, it would wake two of the runtime's threads, one to send and one to wait.
+    /// parked at once, as it is never ready.
     fn answer<T: Send + 'static>(
         &self,
         request: &Request,
@@ -97,7 +97,7 @@ impl Adapter {
         reply: impl FnOnce(Result<T>) + Send + 'static,
     ) {
         let mut parked = self.interrupts.park(unique);
-        self.runtime.spawn(async move {
+        let work = async move {
             let finished = tokio::select! {
                 biased;
                 result = &mut work => Some(result),
@@ -111,7 +111,11 @@ impl Adapter {
                     .unwrap_or_else(|_| Err(interrupted())),
             };
             reply(result);
-        });
+        };
+        match &self.pump {
+            Some(pump) => pump.begin(work),
+            None => drop(self.runtime.spawn(work)),
+        }
     }
 
     /// Runs `work` on an open file, which has at hand what it needs, as a rule.
@@ -434,16 +438,12 @@ impl Filesystem for Adapter {
             Ok(file) => file,
             Err(error) => return reply.error(errno::answer("write", &error)),
         };
-        let is_large = piece.len() >= LARGE;
         let work = async move { file.write(owner, offset, piece).await };
         let reply = move |result| match result {
             Ok(taken) => reply.written(taken as u32),
             Err(error) => reply.error(errno::answer("write", &error)),
         };
-        match is_large {
-            true => self.answer_here(request, GRACE, Box::pin(work), reply),
-            false => self.answer(request, GRACE, work, reply),
-        }
+        self.answer(request, GRACE, work, reply);
     }
 
     fn flush(

@@ -1,13 +1,9 @@
 //! Interrupts: ending a blocked request when its caller gets a signal.
 //!
-//! The kernel tells by FUSE_INTERRUPT. fuser 0.18 answers that with ENOSYS, after which the kernel never
-//! sends another, and blocked callers of the mount cannot even be killed. So this module takes them out of
-//! the device's stream before fuser sees them: the program's own `read` symbol, which fuser's calls are
-//! linked to, looks at what comes from the device. It goes away the day fuser has a callback for it.
+//! The kernel tells by FUSE_INTERRUPT, which [`super::device`] takes out of the stream of requests.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
@@ -57,7 +53,8 @@ impl Interrupts {
         }
     }
 
-    fn interrupt(&self, unique: u64) {
+    /// The caller of request `unique` got a signal.
+    pub(super) fn interrupt(&self, unique: u64) {
         let mut state = self.lock();
         if state.parked.remove(&unique).is_none() {
             if state.early.len() == EARLY {
@@ -79,72 +76,6 @@ impl Parked {
 impl Drop for Parked {
     fn drop(&mut self) {
         self.interrupts.lock().parked.remove(&self.unique);
-    }
-}
-
-/// The FUSE device's descriptor; -1 without one.
-static DEVICE: AtomicI32 = AtomicI32::new(-1);
-/// Whether a request was seen to come through our `read`.
-static SEEN: AtomicBool = AtomicBool::new(false);
-static TARGET: OnceLock<Arc<Interrupts>> = OnceLock::new();
-
-/// From now on interrupts read from `device` go to `interrupts`. A process has one mount.
-pub(super) fn watch(device: i32, interrupts: Arc<Interrupts>) {
-    if TARGET.set(interrupts).is_err() {
-        log::error!("a second mount in one process: its blocked readers cannot be interrupted");
-        return;
-    }
-    DEVICE.store(device, Ordering::Release);
-}
-
-/// Ends [`watch`], before the descriptor's number is used for something else.
-pub(super) fn unwatch() {
-    DEVICE.store(-1, Ordering::Release);
-}
-
-/// Whether the device's requests come through our `read`, as they must once one was answered.
-pub(super) fn works() -> bool {
-    SEEN.load(Ordering::Relaxed)
-}
-
-/// struct fuse_in_header and fuse_interrupt_in, of linux/fuse.h.
-const OPCODE: std::ops::Range<usize> = 4..8;
-const INTERRUPT_UNIQUE: std::ops::Range<usize> = 40..48;
-const FUSE_INTERRUPT: u32 = 36;
-
-/// The request that an interrupt names, if `request` is an interrupt.
-fn interrupted_request(request: &[u8]) -> Option<u64> {
-    let opcode = request.get(OPCODE)?.try_into().ok()?;
-    if u32::from_ne_bytes(opcode) != FUSE_INTERRUPT {
-        return None;
-    }
-    let unique = request.get(INTERRUPT_UNIQUE)?.try_into().ok()?;
-    Some(u64::from_ne_bytes(unique))
-}
-
-/// read(2) for the whole program. Everything but the FUSE device passes straight through.
-///
-/// # Safety
-/// As for read(2): `buffer` is valid for writes of `count` bytes.
-#[unsafe(no_mangle)]
-pub(super) unsafe extern "C" fn read(
-    fd: libc::c_int,
-    buffer: *mut libc::c_void,
-    count: libc::size_t,
-) -> libc::ssize_t {
-    loop {
-        // SAFETY: the caller's promise, passed on. The system call sets errno.
-        let got = unsafe { libc::syscall(libc::SYS_read, fd, buffer, count) } as libc::ssize_t;
-        if got <= 0 || fd != DEVICE.load(Ordering::Acquire) {
-            return got;
-        }
-        SEEN.store(true, Ordering::Relaxed);
-        // SAFETY: the kernel has just written `got` bytes there.
-        let request = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), got as usize) };
-        match (interrupted_request(request), TARGET.get()) {
-            (Some(unique), Some(interrupts)) => interrupts.interrupt(unique),
-            _ => return got,
-        }
     }
 }
 
@@ -188,16 +119,5 @@ mod tests {
             interrupts.interrupt(unique);
         }
         assert_eq!(interrupts.lock().early.len(), EARLY);
-    }
-
-    #[test]
-    fn only_an_interrupt_is_taken_for_one() {
-        let mut request = [0u8; 48];
-        request[OPCODE].copy_from_slice(&FUSE_INTERRUPT.to_ne_bytes());
-        request[INTERRUPT_UNIQUE].copy_from_slice(&99u64.to_ne_bytes());
-        assert_eq!(interrupted_request(&request), Some(99));
-        assert_eq!(interrupted_request(&request[..40]), None);
-        request[4] = 15;
-        assert_eq!(interrupted_request(&request), None);
     }
 }

@@ -1,11 +1,12 @@
 //! The mount: FUSE requests to pipes. Only this module knows fuser and errnos.
 
 mod adapter;
+mod device;
 mod errno;
 mod files;
 mod handles;
 mod interrupt;
 mod known;
+mod pump;
 pub mod session;
-
 mod tree;

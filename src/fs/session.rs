@@ -3,19 +3,21 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use fuser::{Config, MountOption, Session, SessionACL};
-use tokio::runtime::Handle;
+use tokio::runtime::{Runtime, RuntimeFlavor};
 
 use super::adapter::Adapter;
+use super::device;
 use super::files::Files;
 pub use super::files::Options;
-use super::interrupt::{self, Interrupts};
+use super::interrupt::Interrupts;
+use super::pump::Pump;
 use crate::backend::Backend;
 use crate::error::{Error, Kind, Result};
 
@@ -45,7 +47,7 @@ pub struct Mount {
 }
 
 /// Mounts and serves; `ended` is called, on another thread, when the mount has ended. Returns once the mount
-/// answers.
+/// answers. A runtime of the current thread is run by the thread that reads requests.
 ///
 /// # Errors
 /// `NotFound`, `InvalidInput` or `Denied` for the mountpoint or the FUSE device; `AlreadyExists` where a
@@ -54,24 +56,35 @@ pub fn mount(
     place: &Place,
     options: Options,
     backend: Arc<dyn Backend>,
-    runtime: &Handle,
+    runtime: &Arc<Runtime>,
     ended: impl FnOnce() + Send + Sync + 'static,
 ) -> Result<Mount> {
     let mountpoint = prepare(&place.mountpoint)?;
     let files = Arc::new(Files::new(backend, options));
     let interrupts = Arc::<Interrupts>::default();
+    let pump = match runtime.handle().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => Some(Arc::new(Pump::new(runtime))),
+        _ => None,
+    };
     let adapter = Adapter {
         files: Arc::clone(&files),
         interrupts: Arc::clone(&interrupts),
-        runtime: runtime.clone(),
+        runtime: runtime.handle().clone(),
+        pump: pump.clone(),
         ended: Some(Box::new(move || {
-            interrupt::unwatch();
+            device::unwatch();
             ended();
         })),
     };
-    let session = Session::new(adapter, &mountpoint, &config(place))
+    let threads = pump.as_ref().map_or(THREADS, |_| 1);
+    let session = Session::new(adapter, &mountpoint, &config(place, threads))
         .map_err(|error| explain(&mountpoint, error))?;
-    interrupt::watch(session.as_fd().as_raw_fd(), interrupts);
+    if let Some(pump) = &pump {
+        pump.watch(session.as_fd())
+            .map_err(|error| Error::io("watching the FUSE device", error))?;
+    }
+    let is_pumped = pump.is_some();
+    device::watch(session.as_fd(), interrupts, pump);
     let serving = session
         .spawn()
         .map_err(|error| Error::io("starting a thread", error))?;
@@ -80,10 +93,17 @@ pub fn mount(
     std::mem::forget(serving);
     let mount = Mount { files, mountpoint };
     mount.check()?;
+    if !device::works() {
+        let why = "requests pass by this program's read(2)";
+        if is_pumped {
+            return Err(Error::new(Kind::Unsupported, why));
+        }
+        log::error!("{why}: blocked readers cannot be interrupted");
+    }
     Ok(mount)
 }
 
-fn config(place: &Place) -> Config {
+fn config(place: &Place, threads: usize) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         // A comma would end the option.
@@ -103,7 +123,7 @@ fn config(place: &Place) -> Config {
     } else {
         SessionACL::Owner
     };
-    config.n_threads = Some(THREADS);
+    config.n_threads = Some(threads);
     config
 }
 
@@ -305,11 +325,6 @@ impl Mount {
         if !ask(&self.mountpoint).map_err(failed)? {
             return Err(failed(io::Error::other("something else is mounted there")));
         }
-        if !interrupt::works() {
-            log::error!(
-                "requests pass by this program's read(2): blocked readers cannot be interrupted"
-            );
-        }
         Ok(())
     }
 
@@ -317,7 +332,7 @@ impl Mount {
     ///
     /// # Errors
     /// Where it cannot be unmounted.
-    pub fn end(&self, runtime: &Handle) -> Result<()> {
+    pub fn end(&self, runtime: &Runtime) -> Result<()> {
         runtime.block_on(self.files.end());
         detach(&self.mountpoint)
     }

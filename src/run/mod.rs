@@ -48,8 +48,16 @@ pub fn run(command: Command) -> Result<Outcome> {
 const TICK: Duration = Duration::from_secs(4);
 
 fn runtime(threads: usize) -> Result<Runtime> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
+    built(tokio::runtime::Builder::new_multi_thread().worker_threads(threads))
+}
+
+/// A runtime that runs only while a thread waits in it.
+fn runtime_of_one() -> Result<Runtime> {
+    built(&mut tokio::runtime::Builder::new_current_thread())
+}
+
+fn built(builder: &mut tokio::runtime::Builder) -> Result<Runtime> {
+    let runtime = builder
         .enable_all()
         .build()
         .map_err(|error| Error::io("starting the runtime", error))?;

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
+
 use super::daemon::{self, Side, Starter};
-use super::{Outcome, raise_file_limit, runtime, source_or_default};
+use super::{Outcome, raise_file_limit, runtime, runtime_of_one, source_or_default};
 use crate::backend::{self, Backend, retry::Retry};
 use crate::cli::MountArgs;
 use crate::error::{Error, Kind, Result};
@@ -52,7 +54,7 @@ pub(super) fn mount(mut args: MountArgs) -> Result<Outcome> {
 }
 
 struct Running {
-    runtime: tokio::runtime::Runtime,
+    runtime: Arc<Runtime>,
     mount: Mount,
     events: Receiver<Event>,
 }
@@ -65,7 +67,12 @@ fn start(args: MountArgs) -> Result<Running> {
     // Only now, so that a signal ends a program that is still waiting for its store; and before any thread
     // is started, so that every thread leaves them to the one that waits for them.
     block_signals()?;
-    let runtime = runtime(THREADS)?;
+    let runtime = match direct.caps().remote {
+        // For one push it would take longer to wake another thread than to do all that is to be done.
+        true => runtime_of_one()?,
+        false => runtime(THREADS)?,
+    };
+    let runtime = Arc::new(runtime);
     if direct.caps().remote {
         runtime.block_on(ask(&*direct))?;
     }
@@ -92,7 +99,7 @@ fn start(args: MountArgs) -> Result<Running> {
         // Nobody listens any more once the program ends.
         drop(sender.send(Event::Unmounted));
     };
-    let mount = session::mount(&place, options, Arc::new(backend), runtime.handle(), ended)?;
+    let mount = session::mount(&place, options, Arc::new(backend), &runtime, ended)?;
     log::info!(
         "{} is mounted on {}",
         place.source,
@@ -123,20 +130,22 @@ impl Running {
         if let Some(starter) = starter
             && let Err(error) = starter.ready()
         {
-            self.mount.end(self.runtime.handle())?;
+            self.mount.end(&self.runtime)?;
             return Err(error);
         }
         let outcome = match self.events.recv() {
             Ok(Event::Unmounted) | Err(_) => Ok(Outcome::Done),
             Ok(Event::Signal(signal)) => {
                 log::info!("signal {signal}: unmounting");
-                let ended = self.mount.end(self.runtime.handle());
+                let ended = self.mount.end(&self.runtime);
                 self.wait_for_open_files();
                 ended.map(|()| Outcome::Done)
             }
         };
         // What still waits for a backend must not keep the program from ending.
-        self.runtime.shutdown_background();
+        if let Some(runtime) = Arc::into_inner(self.runtime) {
+            runtime.shutdown_background();
+        }
         outcome
     }
 

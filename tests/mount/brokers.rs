@@ -49,6 +49,7 @@ impl<'a> Load<'a> {
 
     /// Waits until both mounts have given a push up and try it again.
     fn await_repeated_pushes(&self) {
+        self.writers.release();
         for mount in self.mounts {
             wait_for("a repeated push", || {
                 mount.log().contains("pushing to topic").then_some(())

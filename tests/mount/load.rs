@@ -5,13 +5,16 @@ use std::path::Path;
 
 use crate::support::{Mount, PYTHON, Running, Store, wait_for};
 
-/// Writes numbered lines, so many a write(2), and notes how many were acknowledged.
+/// Writes numbered lines, so many a write(2), and notes how many were acknowledged. The last quarter is held back until
+/// a file is there.
 const NUMBERED: &str = "
-import os, sys
-name, acks = sys.argv[1:3]
-count, together, longest = map(int, sys.argv[3:])
+import os, sys, time
+name, acks, last = sys.argv[1:4]
+count, together, longest = map(int, sys.argv[4:])
 fd = os.open('topic', os.O_WRONLY)
 for first in range(0, count, together):
+    while first >= count * 3 // 4 and not os.path.exists(last):
+        time.sleep(0.002)
     numbers = range(first, first + together)
     lines = [b'%s %d %s\\n' % (name.encode(), number, b'x' * (number * 37 % longest)) for number in numbers]
     piece = b''.join(lines)
@@ -20,6 +23,9 @@ for first in range(0, count, together):
     with open(acks, 'w') as file:
         print(first + together, file=file)
 ";
+
+/// The file that lets writers go on with their last quarter.
+const LAST: &str = "last";
 
 /// What each writer writes.
 #[derive(Clone, Copy)]
@@ -65,6 +71,10 @@ pub(crate) struct Writers<'a> {
 impl<'a> Writers<'a> {
     pub(crate) fn start(store: &'a Store, mounts: &[&Mount], work: Work) -> Self {
         let acks = |writer: usize| store.folder().join(format!("acks{writer}"));
+        let last = store.folder().join(LAST);
+        if last.exists() {
+            fs::remove_file(&last).expect("removed");
+        }
         let running = mounts.iter().enumerate().map(|(writer, mount)| {
             let acks = acks(writer);
             let Work {
@@ -73,8 +83,9 @@ impl<'a> Writers<'a> {
                 longest,
             } = work;
             mount.spawn(&format!(
-                "exec {PYTHON} -c \"{NUMBERED}\" w{writer} {} {lines} {together} {longest}",
-                acks.display()
+                "exec {PYTHON} -c \"{NUMBERED}\" w{writer} {} {} {lines} {together} {longest}",
+                acks.display(),
+                last.display()
             ))
         });
         Writers {
@@ -83,7 +94,12 @@ impl<'a> Writers<'a> {
         }
     }
 
-    /// Waits until each has `count` lines acknowledged.
+    /// Lets them go on with their last quarter: until then none is at its end, whatever the others do.
+    pub(crate) fn release(&self) {
+        fs::write(self.store.folder().join(LAST), "").expect("written");
+    }
+
+    /// Waits until each has `count` lines acknowledged, three quarters of them at most.
     pub(crate) fn await_acknowledged(&self, count: usize) {
         for writer in 0..self.running.len() {
             let acks = self.store.folder().join(format!("acks{writer}"));
@@ -95,6 +111,7 @@ impl<'a> Writers<'a> {
 
     /// Waits for their end; none may have seen an error.
     pub(crate) fn finish(self) {
+        self.release();
         for writer in self.running {
             let output = writer.finish();
             assert!(output.status.success(), "{output:?}");

@@ -155,6 +155,7 @@ fn cut_and_heal(target: &str) {
     let writers = Writers::start(&store, &all, WORK);
     writers.await_acknowledged(LINES / 4);
     hosts.cut(target);
+    writers.release();
     // Until both have given a request up and repeat it: the first one may still arrive when all is well
     // again.
     for mount in &mounts {

@@ -9,5 +9,5 @@ local function counted(text)
 end
 
 local function packed(added, length, bytes, largest, producers, last)
-    return string.format('%.0f %.0f %.0f %.0f %.0f %s', added, length, bytes, largest, producers, last)
+    return string.format('%d %d %d %d %d %s', added, length, bytes, largest, producers, last)
 end
