@@ -14,6 +14,7 @@ use futures_util::{StreamExt, stream};
 
 use crate::brokers::a_reset_reaches_buffers;
 use crate::gateway::{Certificates, free_port, text};
+use crate::load::read_lines;
 use crate::network::Hosts;
 use crate::services::{Server, Services};
 use crate::support::{DNPIPES, Mount, Running, Store, finish, wait_for};
@@ -490,6 +491,24 @@ fn peak(mount: &Mount) -> u64 {
         .expect("its peak");
     let peak = peak.trim().trim_end_matches(" kB");
     peak.parse().expect("a number")
+}
+
+/// Each that is looked at by itself keeps the server from others for as long as a push does.
+#[test]
+fn who_begins_to_follow_a_long_pipe_keeps_nobody_waiting() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    mount.out("seq 5000 > topic");
+    cli(&server, "redis CONFIG RESETSTAT");
+    let read = read_lines(mount.spawn("exec head -n 5000 topic@follow"));
+    assert_eq!(read.last().map(String::as_str), Some("5000"));
+    let stats = cli(&server, "redis INFO commandstats");
+    let calls = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_xrange:calls="))
+        .and_then(|rest| rest.split(',').next()?.parse::<usize>().ok());
+    let calls = calls.expect("it was read by XRANGE");
+    assert!(calls < 200, "{calls} for 5000 entries");
 }
 
 #[test]

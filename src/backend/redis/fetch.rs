@@ -16,6 +16,9 @@ use crate::name::PipeName;
 /// looks at their sizes.
 const FEW: usize = 64;
 
+/// As many entries are looked at by themselves in one request; longer it would keep the server from others.
+const MANY: usize = 1024;
+
 /// What to ask for.
 pub(super) struct Fetch {
     pub(super) client: Arc<Client>,
@@ -25,6 +28,8 @@ pub(super) struct Fetch {
     pub(super) limit: Limit,
     /// Up to where it is known how long the longest message is, and how long.
     pub(super) known: Option<(Position, usize)>,
+    /// Whether it was asked; then, where it is not known, it cannot be told.
+    pub(super) is_asked: bool,
     /// Whether to look at the pipe as well.
     pub(super) is_due: bool,
 }
@@ -42,31 +47,31 @@ impl Fetch {
     /// What there is now behind `after` and before the limit.
     pub(super) async fn run(mut self) -> Result<Fetched> {
         let before = self.limit.before.unwrap_or(Position::MAX);
-        let mut most = usize::MAX;
-        if let Some((newest, largest)) = self.known {
-            if self.after < newest {
-                let to = newest.min(before.before()).to_string();
-                let messages = self.of_known(&to, largest).await?;
-                if !messages.is_empty() {
-                    return Ok(Fetched {
-                        messages,
-                        look: None,
-                        is_unknown: false,
-                    });
-                }
-                // Dropped meanwhile.
-                self.known = None;
-            } else {
-                // Then it is looked how large the others are.
-                most = FEW;
+        if let Some((newest, largest)) = self.known
+            && self.after < newest
+        {
+            let to = newest.min(before.before()).to_string();
+            let messages = self.of_known(&to, largest).await?;
+            if !messages.is_empty() {
+                return Ok(Fetched {
+                    messages,
+                    look: None,
+                    is_unknown: false,
+                });
             }
+            // Dropped meanwhile.
+            self.known = None;
         }
         let to = match before {
             Position::MAX => "+".to_owned(),
             before => format!("({before}"),
         };
+        let most = match self.known.is_none() && self.is_asked {
+            true => MANY,
+            // Behind these it is asked.
+            false => FEW,
+        };
         let messages = self.by_size(&to, 1, most).await?;
-        // There may be many more.
         let look = if messages.len() >= FEW || self.is_due {
             Some(look(&self.client, &self.client.fetches, &self.pipe, &self.keys).await?)
         } else {

@@ -43,6 +43,8 @@ pub(super) struct Subscriber {
     floor: Arc<KnownFloor>,
     /// Up to where it is known how long the longest message is, and how long.
     known: Option<(Position, usize)>,
+    /// Whether that was asked.
+    is_asked: bool,
     /// The last message that came, and what was missed before it.
     progress: Progress,
     fetching: Option<Fetching>,
@@ -68,6 +70,7 @@ impl Subscriber {
             keys,
             floor,
             known: None,
+            is_asked: false,
             fetching: None,
             waiting: None,
             link: None,
@@ -78,6 +81,7 @@ impl Subscriber {
     fn note(&mut self, look: &Look) {
         self.floor.raise(look.floor);
         self.known = look.largest.map(|largest| (look.newest, largest));
+        self.is_asked = true;
     }
 
     /// Looks whether something was missed.
@@ -137,6 +141,7 @@ impl Subscriber {
             after,
             limit,
             known: self.known,
+            is_asked: self.is_asked,
             is_due: self.progress.is_due(),
         }
     }
