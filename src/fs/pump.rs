@@ -19,6 +19,9 @@ use tokio::runtime::Runtime;
 /// for ever.
 const BURST: u32 = 16;
 
+/// A request, or that the mount has ended.
+const EVENTS: Interest = Interest::READABLE.add(Interest::ERROR);
+
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(super) struct Pump {
@@ -60,7 +63,7 @@ impl Pump {
         let device = device.try_clone_to_owned()?;
         let _context = self.runtime.enter();
         // SAFETY: the descriptor is closed by its owner only, after it was taken out of the runtime.
-        let device = unsafe { AsyncFd::register_with_interest(device, Interest::READABLE) };
+        let device = unsafe { AsyncFd::register_with_interest(device, EVENTS) };
         let watched = self.device.set(device.map_err(io::Error::from)?);
         watched.map_err(|_| io::Error::other("it watches one already"))
     }
@@ -91,7 +94,7 @@ impl Pump {
             return Err(io::Error::other("there is no device"));
         };
         self.run(async {
-            let mut ready = device.readable().await?;
+            let mut ready = device.ready(EVENTS).await?;
             ready.clear_ready();
             Ok(())
         })

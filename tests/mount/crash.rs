@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::gateway::Gateway;
 use crate::support::{DNPIPES, Mount, PYTHON, Process, Running, Store, finish, wait_for};
 
 /// Pushes numbered lines and notes each that was acknowledged, until the daemon is gone.
@@ -278,7 +279,17 @@ fn a_file_left_open_does_not_disturb_the_next_mount() {
 /// Unmounting from outside, by umount(8), ends the daemon with exit code 0.
 #[test]
 fn umount_ends_the_daemon() {
-    let mut mount = Mount::memory(&[]);
+    is_ended_by_umount(Mount::memory(&[]));
+}
+
+/// The same where one thread waits for requests and for the gateway.
+#[test]
+fn umount_ends_the_daemon_of_a_remote_source() {
+    let gateway = Gateway::start("memory:", &[]);
+    is_ended_by_umount(Mount::new(gateway.url(), &[]));
+}
+
+fn is_ended_by_umount(mut mount: Mount) {
     mount.out("echo hello > topic; cat topic");
     let done = finish(Command::new("umount").arg(mount.dir()));
     assert!(done.status.success(), "{done:?}");
@@ -289,7 +300,16 @@ fn umount_ends_the_daemon() {
 /// After `umount -l` what is open goes on; the daemon ends with exit code 0 when the last file is closed.
 #[test]
 fn lazy_umount_ends_the_daemon_with_the_last_file() {
-    let mut mount = Mount::memory(&[]);
+    is_ended_by_the_last_file(Mount::memory(&[]));
+}
+
+#[test]
+fn lazy_umount_ends_the_daemon_of_a_remote_source_with_the_last_file() {
+    let gateway = Gateway::start("memory:", &[]);
+    is_ended_by_the_last_file(Mount::new(gateway.url(), &[]));
+}
+
+fn is_ended_by_the_last_file(mut mount: Mount) {
     mount.out("touch topic");
     let script = "exec 3< topic 4> topic; cd /; cat <&3; echo hello >&4; exec cat <&3";
     let mut reader = mount.spawn(script);
