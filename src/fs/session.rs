@@ -51,7 +51,7 @@ pub struct Mount {
 ///
 /// # Errors
 /// `NotFound`, `InvalidInput` or `Denied` for the mountpoint or the FUSE device; `AlreadyExists` where a
-/// dnpipes is mounted already.
+/// dnpipes is mounted already; `Unsupported` where the thread that reads requests cannot run the runtime.
 pub fn mount(
     place: &Place,
     options: Options,

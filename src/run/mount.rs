@@ -68,14 +68,15 @@ fn start(args: MountArgs) -> Result<Running> {
     // is started, so that every thread leaves them to the one that waits for them.
     block_signals()?;
     let runtime = match direct.caps().remote {
-        // For one push it would take longer to wake another thread than to do all that is to be done.
-        true => runtime_of_one()?,
+        true => {
+            // For one push it would take longer to wake another thread than to do all that is to be done.
+            let runtime = runtime_of_one()?;
+            runtime.block_on(ask(&*direct))?;
+            runtime
+        }
         false => runtime(THREADS)?,
     };
     let runtime = Arc::new(runtime);
-    if direct.caps().remote {
-        runtime.block_on(ask(&*direct))?;
-    }
     // SAFETY: neither call can fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
     let options = Options {

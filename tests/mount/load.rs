@@ -72,9 +72,6 @@ impl<'a> Writers<'a> {
     pub(crate) fn start(store: &'a Store, mounts: &[&Mount], work: Work) -> Self {
         let acks = |writer: usize| store.folder().join(format!("acks{writer}"));
         let last = store.folder().join(LAST);
-        if last.exists() {
-            fs::remove_file(&last).expect("removed");
-        }
         let running = mounts.iter().enumerate().map(|(writer, mount)| {
             let acks = acks(writer);
             let Work {
