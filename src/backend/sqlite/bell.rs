@@ -418,21 +418,22 @@ pub(super) async fn listen(bell: Arc<Bell>, slow: Duration, mut look: impl FnMut
             bell.wanted.notified().await;
         }
         bell.pass_on();
-        match &mut ear {
-            None => tokio::time::sleep(POLL).await,
-            Some(ear) => {
-                if let Ok(Ok(mut ready)) = tokio::time::timeout(slow, ear.readable_mut()).await {
-                    // What the events say is not needed; reading them makes room for the next.
-                    let mut events = [0; 4096];
-                    while ready.get_inner_mut().read_events(&mut events).is_ok() {}
-                    ready.clear_ready();
-                }
-            }
-        }
         if looked.elapsed() >= slow {
             looked = Instant::now();
             if look() {
                 bell.ring_all();
+            }
+        }
+        match &mut ear {
+            None => tokio::time::sleep(POLL).await,
+            Some(ear) => {
+                if let Ok(Ok(mut ready)) = tokio::time::timeout(slow, ear.readable_mut()).await {
+                    // What the events say is not needed; reading them makes room for the next. There is mostly one,
+                    // and the next one is told whether or not all were read.
+                    let mut events = [0; 4096];
+                    ready.get_inner_mut().read_events(&mut events).ok();
+                    ready.clear_ready();
+                }
             }
         }
     }
