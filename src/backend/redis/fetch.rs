@@ -19,6 +19,17 @@ const FEW: usize = 64;
 /// As many entries are looked at by themselves in one request; longer it would keep the server from others.
 const MANY: usize = 1024;
 
+/// What is known of how large the messages are.
+#[derive(Clone, Copy)]
+pub(super) enum Sizes {
+    /// Nobody has asked.
+    Unasked,
+    /// It cannot be told.
+    Untold,
+    /// Those up to `newest` have `largest` bytes at most.
+    UpTo { newest: Position, largest: usize },
+}
+
 /// What to ask for.
 pub(super) struct Fetch {
     pub(super) client: Arc<Client>,
@@ -26,10 +37,7 @@ pub(super) struct Fetch {
     pub(super) keys: Keys,
     pub(super) after: Position,
     pub(super) limit: Limit,
-    /// Up to where it is known how long the longest message is, and how long.
-    pub(super) known: Option<(Position, usize)>,
-    /// Whether it was asked; then, where it is not known, it cannot be told.
-    pub(super) is_asked: bool,
+    pub(super) sizes: Sizes,
     /// Whether to look at the pipe as well.
     pub(super) is_due: bool,
 }
@@ -39,7 +47,7 @@ pub(super) struct Fetched {
     pub(super) messages: Vec<Message>,
     /// A look at the pipe, made behind them.
     pub(super) look: Option<Look>,
-    /// Whether what was known is gone.
+    /// Whether the sizes are not known, or not any more.
     pub(super) is_unknown: bool,
 }
 
@@ -47,7 +55,7 @@ impl Fetch {
     /// What there is now behind `after` and before the limit.
     pub(super) async fn run(mut self) -> Result<Fetched> {
         let before = self.limit.before.unwrap_or(Position::MAX);
-        if let Some((newest, largest)) = self.known
+        if let Sizes::UpTo { newest, largest } = self.sizes
             && self.after < newest
         {
             let to = newest.min(before.before()).to_string();
@@ -60,16 +68,16 @@ impl Fetch {
                 });
             }
             // Dropped meanwhile.
-            self.known = None;
+            self.sizes = Sizes::Untold;
         }
         let to = match before {
             Position::MAX => "+".to_owned(),
             before => format!("({before}"),
         };
-        let most = match self.known.is_none() && self.is_asked {
-            true => MANY,
+        let most = match self.sizes {
+            Sizes::Untold => MANY,
             // Behind these it is asked.
-            false => FEW,
+            Sizes::Unasked | Sizes::UpTo { .. } => FEW,
         };
         let messages = self.by_size(&to, 1, most).await?;
         let look = if messages.len() >= FEW || self.is_due {
@@ -80,7 +88,7 @@ impl Fetch {
         Ok(Fetched {
             messages,
             look,
-            is_unknown: self.known.is_none(),
+            is_unknown: !matches!(self.sizes, Sizes::UpTo { .. }),
         })
     }
 
@@ -118,10 +126,11 @@ impl Fetch {
     /// What there is of a range, and `most` entries at most, `step` of which certainly fit.
     async fn by_size(&self, to: &str, step: usize, most: usize) -> Result<Vec<Message>> {
         let (stream, from) = (&self.keys.stream, self.from());
-        let (largest, bytes) = (
-            self.known.map_or(0, |(_, largest)| largest),
-            self.limit.max_bytes,
-        );
+        let bytes = self.limit.max_bytes;
+        let largest = match self.sizes {
+            Sizes::UpTo { largest, .. } => largest,
+            Sizes::Unasked | Sizes::Untold => 0,
+        };
         let found = self.client.run(
             &self.client.fetches,
             || format!("reading {stream}"),

@@ -9,7 +9,7 @@ use redis::Value;
 
 use super::client::{self, Client};
 use super::entry;
-use super::fetch::{Fetch, Fetched};
+use super::fetch::{Fetch, Fetched, Sizes};
 use super::keys::Keys;
 use super::link::{ANSWER, Link, translated};
 use super::progress::Progress;
@@ -41,10 +41,7 @@ pub(super) struct Subscriber {
     pipe: PipeName,
     keys: Keys,
     floor: Arc<KnownFloor>,
-    /// Up to where it is known how long the longest message is, and how long.
-    known: Option<(Position, usize)>,
-    /// Whether that was asked.
-    is_asked: bool,
+    sizes: Sizes,
     /// The last message that came, and what was missed before it.
     progress: Progress,
     fetching: Option<Fetching>,
@@ -69,8 +66,7 @@ impl Subscriber {
             pipe,
             keys,
             floor,
-            known: None,
-            is_asked: false,
+            sizes: Sizes::Unasked,
             fetching: None,
             waiting: None,
             link: None,
@@ -80,8 +76,11 @@ impl Subscriber {
     /// Notes where the pipe starts, and how large its messages are.
     fn note(&mut self, look: &Look) {
         self.floor.raise(look.floor);
-        self.known = look.largest.map(|largest| (look.newest, largest));
-        self.is_asked = true;
+        let newest = look.newest;
+        self.sizes = match look.largest {
+            Some(largest) => Sizes::UpTo { newest, largest },
+            None => Sizes::Untold,
+        };
     }
 
     /// Looks whether something was missed.
@@ -119,8 +118,8 @@ impl Subscriber {
 
     /// Notes what was fetched, and takes out what was dropped since.
     fn came(&mut self, fetched: Fetched) -> Vec<Message> {
-        if fetched.is_unknown {
-            self.known = None;
+        if fetched.is_unknown && matches!(self.sizes, Sizes::UpTo { .. }) {
+            self.sizes = Sizes::Untold;
         }
         let mut messages = fetched.messages;
         self.progress.came(&messages);
@@ -140,8 +139,7 @@ impl Subscriber {
             keys: self.keys.clone(),
             after,
             limit,
-            known: self.known,
-            is_asked: self.is_asked,
+            sizes: self.sizes,
             is_due: self.progress.is_due(),
         }
     }
