@@ -53,6 +53,8 @@ pub enum Kind {
 pub enum Applied {
     /// Certainly not stored.
     No,
+    /// Its first so many messages are stored, and certainly no others.
+    Part(usize),
     /// Possibly stored: repeat it only with the same [`crate::message::PushId`].
     Unknown,
 }
@@ -106,6 +108,24 @@ impl Error {
     pub fn maybe_applied(mut self) -> Self {
         self.applied = Applied::Unknown;
         self
+    }
+
+    /// Marks a push of which the first `messages` messages are stored, and certainly no others.
+    pub fn stored(mut self, messages: usize) -> Self {
+        self.applied = match messages {
+            0 => Applied::No,
+            some => Applied::Part(some),
+        };
+        self
+    }
+
+    /// For what has failed of a part of a push, where the `messages` messages before it are stored.
+    pub fn behind(self, messages: usize) -> Self {
+        match self.applied {
+            Applied::No => self.stored(messages),
+            Applied::Part(more) => self.stored(messages + more),
+            Applied::Unknown => self,
+        }
     }
 
     /// Marks a command line that makes no sense.

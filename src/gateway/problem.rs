@@ -4,24 +4,28 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::backend::http::wire::{PROBLEM, Problem};
-use crate::error::{Error, Kind};
+use crate::error::{Applied, Error, Kind};
 use crate::metrics;
 
 /// A request that failed.
 pub(super) struct Failed {
     status: StatusCode,
     error: Error,
-    /// Messages that were stored before.
+    /// Messages that are stored all the same.
     stored: Option<u64>,
 }
 
 impl Failed {
     /// A failure with a status of its own.
     pub(super) fn with(status: StatusCode, error: Error) -> Self {
+        let stored = match error.applied() {
+            Applied::Part(messages) => Some(messages as u64),
+            Applied::No | Applied::Unknown => None,
+        };
         Failed {
             status,
             error,
-            stored: None,
+            stored,
         }
     }
 
@@ -33,7 +37,7 @@ impl Failed {
     /// So many messages of a streamed push were stored before.
     pub(super) fn having_stored(self, stored: u64) -> Self {
         Failed {
-            stored: Some(stored),
+            stored: Some(stored + self.stored.unwrap_or(0)),
             ..self
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::Mutex;
 
-use super::framing::Decoder;
+use super::framing::{Decoder, framed_len};
 use crate::backend::Backend;
 use crate::error::{Applied, Error, Kind, Result};
 use crate::message::{Batch, Producer, PushId};
@@ -104,7 +104,20 @@ impl Writer {
                 _ => state.next_id()?,
             };
             self.stream(&mut state, owner).doubtful = Some((piece.clone(), id));
-            if let Err(error) = self.backend.push(&self.pipe, id, batch).await {
+            let pushed = self.backend.push(&self.pipe, id, batch.clone()).await;
+            if let Err(error) = pushed {
+                if let Applied::Part(stored) = error.applied()
+                    && let Some(stored) = batch.messages().get(..stored)
+                {
+                    let bytes: usize = stored.iter().map(Bytes::len).sum();
+                    let whole = bytes + stored.len() * framed_len(self.frame, 0);
+                    let stream = self.stream(&mut state, owner);
+                    (stream.doubtful, stream.failed) = (None, false);
+                    decoded.whole = whole - stream.decoder.kept();
+                    decoded.refused = Some(error);
+                    // A short count; the rest, written again, is told why.
+                    return stream.decoder.accept(&piece, decoded, continued);
+                }
                 if error.applied() == Applied::No && !id.repeated {
                     self.stream(&mut state, owner).doubtful = None;
                 }

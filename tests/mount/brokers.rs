@@ -12,7 +12,7 @@ use crate::services::Services;
 use crate::support::{DNPIPES, Mount, Running, Store, finish, wait_for};
 
 const SINGLE: Work = Work::single(2000);
-const LARGE: Work = Work::large(100);
+const LARGE: Work = Work::large(40);
 
 /// Two writers and two readers on each of two mounts.
 struct Load<'a> {

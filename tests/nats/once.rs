@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use dnpipes::backend::Backend;
+use dnpipes::backend::nats::Nats;
+use dnpipes::error::{Applied, Kind};
 use serde_json::json;
 
 use crate::services::Services;
@@ -93,12 +95,96 @@ async fn a_message_over_the_servers_payload_is_refused_at_once() {
         let client = client(&services.url());
         let long = "x".repeat(1 << 20);
         let error = crate::refused(push(&client, "topic", &["short", &long])).await;
-        assert_eq!(error.kind(), dnpipes::error::Kind::TooLong);
+        assert_eq!(error.kind(), Kind::TooLong);
         let limit = client.caps().max_message;
         assert_eq!(limit, (1 << 20) - 1024);
         push(&client, "topic", &[&long[..limit]])
             .await
             .expect("stored");
         assert_eq!(pull(&client, "topic").await.expect("messages").len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_push_that_is_repeated_is_stored_once_although_others_write_by_then() {
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind]);
+        let numbers: Vec<String> = (0..1400).map(|number| number.to_string()).collect();
+        let numbers: Vec<&str> = numbers.iter().map(String::as_str).collect();
+        let url = services.url();
+        let (one, two) = (client(&url), client(&url));
+        let pipe = name("topic");
+        let id = new_id();
+        // As if it had ended there; nobody else writes.
+        one.push(&pipe, id, batch(&numbers[..1200]))
+            .await
+            .expect("stored");
+        // Messages come between those of others, whose pushes go otherwise then.
+        let crowd = async |client: &Nats| {
+            for _ in 0..20 {
+                push(client, "topic", &["other"; 1100])
+                    .await
+                    .expect("stored");
+            }
+        };
+        tokio::join!(crowd(&one), crowd(&two));
+        one.push(&pipe, id.again(), batch(&numbers))
+            .await
+            .expect("stored");
+        let mut stored = contents(&one, "topic").await;
+        stored.retain(|message| message != "other");
+        assert_eq!(stored, numbers, "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_stored_of_a_push_that_is_refused_in_its_midst_is_told() {
+    for (kind, count) in [("nats", 4), ("nats-new", 4), ("nats-new", 1499)] {
+        let services = Services::start(&[kind]);
+        let other = Other::new(&services).await;
+        let client = client(&format!("{}/?prefix=", services.url()));
+        let limits = json!({ "max_msgs": count + 1, "discard": "new" });
+        other.stream("FULL", limits).await;
+        push(&client, "FULL", &["first"]).await.expect("stored");
+        let id = new_id();
+        let messages = vec!["message"; count + 1];
+        let error = client.push(&name("FULL"), id, batch(&messages)).await;
+        let error = error.expect_err("full");
+        assert_eq!(error.kind(), Kind::Full, "{kind}: {error}");
+        assert_eq!(error.applied(), Applied::Part(count), "{kind}: {error}");
+        assert_eq!(contents(&client, "FULL").await.len(), count + 1, "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn pushes_that_are_given_up_leave_nothing_under_way_but_one() {
+    let services = Services::start(&["nats-new"]);
+    let client = client(&services.url());
+    push(&client, "topic", &["first"]).await.expect("stored");
+    let id = new_id();
+    let (pipe, messages) = (name("topic"), vec!["message"; 1400]);
+    // As by a program that is interrupted all the time, and writes the same again.
+    let mut tries = 0;
+    let mut try_id = id;
+    let stored = loop {
+        let push = client.push(&pipe, try_id, batch(&messages));
+        match tokio::time::timeout(Duration::from_micros(200), push).await {
+            Ok(pushed) => break pushed.expect("stored"),
+            Err(_) => tries += 1,
+        }
+        try_id = id.again();
+    };
+    assert!(tries > 0, "it was too fast to be given up");
+    let again = client.push(&pipe, id.again(), batch(&messages)).await;
+    assert_eq!(again.expect("known"), stored);
+    assert_eq!(contents(&client, "topic").await.len(), 1401);
+    let other = Other::new(&services).await;
+    let stream = &other.api("STREAM.NAMES", json!({})).await["streams"][0];
+    let what = format!("CONSUMER.LIST.{}", stream.as_str().expect("a stream"));
+    // Those of readers are gone after a moment; that of a search is none.
+    let start = std::time::Instant::now();
+    while other.api(&what, json!({})).await["total"] != json!(0) {
+        assert!(start.elapsed() < Duration::from_secs(20), "consumers stay");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

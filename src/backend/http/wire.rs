@@ -171,7 +171,7 @@ pub struct Problem {
     pub kind: String,
     /// Whether a push that failed may have been stored.
     pub maybe_applied: bool,
-    /// Messages of a streamed push that were stored before the failure.
+    /// Messages of the push that are stored all the same, its first ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stored: Option<u64>,
 }
@@ -199,9 +199,11 @@ impl Problem {
     pub fn error(&self) -> Option<Error> {
         let kind = KINDS.into_iter().find(|kind| names(*kind).0 == self.kind)?;
         let error = Error::new(kind, self.detail.clone());
-        Some(match self.maybe_applied {
-            true => error.maybe_applied(),
-            false => error,
+        let stored = self.stored.and_then(|stored| usize::try_from(stored).ok());
+        Some(match (self.maybe_applied, stored) {
+            (true, _) => error.maybe_applied(),
+            (false, Some(stored)) => error.stored(stored),
+            (false, None) => error,
         })
     }
 }

@@ -187,8 +187,6 @@ const OVERLAP: u32 = 10065;
 pub(super) const NOT_FOUND: u32 = 10059;
 /// What was pushed would go to another stream.
 pub(super) const OTHER_STREAM: u32 = 10060;
-/// The stream's last message is another than was expected.
-pub(super) const OTHER_LAST_MESSAGE: u32 = 10070;
 /// A message of a batch did not arrive, or was refused.
 pub(super) const INCOMPLETE: u32 = 10176;
 /// A message of a batch has the identity of one that is stored.

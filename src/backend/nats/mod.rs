@@ -2,7 +2,7 @@
 //!
 //! - [`options`]: the source's URL; [`names`]: pipe names as stream names.
 //! - [`link`]: connections and requests; [`api`]: what JetStream is asked and answers.
-//! - [`push`], [`target`] and [`search`]: storing once; [`feed`], [`opening`] and [`source`]: subscribers; [`single`]:
+//! - [`push`], [`target`], [`tried`] and [`search`]: storing once; [`feed`], [`opening`] and [`source`]: subscribers; [`single`]:
 //!   what cannot be streamed to them; [`headings`] and [`tally`]: how many bytes there are.
 //!
 //! A pipe is a stream; a stream that another program made is a pipe too, if its name has the prefix. A
@@ -31,10 +31,11 @@ mod single;
 mod source;
 mod tally;
 mod target;
+mod tried;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
@@ -45,7 +46,7 @@ pub use options::NatsUrl;
 use super::floor::Floors;
 use super::{Backend, Caps, Fut, PipeInfo, Source, Start, not_found, secret};
 use crate::error::{Error, Kind, Result};
-use crate::message::{Batch, Position, Producers, PushId};
+use crate::message::{Batch, Position, PushId};
 use crate::name::PipeName;
 use api::{ApiError, Info, NOT_FOUND};
 use link::{Line, Link, MISSES, SETTLE};
@@ -53,6 +54,7 @@ use push::{BatchIds, Push};
 use source::Subscriber;
 use tally::Tallies;
 use target::Stream;
+use tried::{Turn, Turns};
 
 /// How long it is taken for granted that a stream was not removed and made again.
 const FRESH: Duration = Duration::from_secs(1);
@@ -77,20 +79,10 @@ struct Shared {
     tallies: Tallies,
     /// Streams that were pushed to.
     streams: Mutex<HashMap<PipeName, Arc<Stream>>>,
-    tried: Mutex<Producers<Tried>>,
+    turns: Turns,
     batches: BatchIds,
     /// Streams whose limits were warned of.
     warned: Mutex<HashSet<String>>,
-}
-
-/// A producer's last push.
-#[derive(Clone)]
-struct Tried {
-    seq: u64,
-    /// When it was tried first.
-    first: Instant,
-    /// Held while it is under way: servers of a cluster do not answer a batch that comes twice at a time.
-    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -173,15 +165,6 @@ impl Shared {
         lock(&self.streams).remove(pipe);
     }
 
-    /// Whether the server still knows the first try of this push by itself.
-    fn remembers(&self, id: PushId, stream: &Stream) -> bool {
-        match lock(&self.tried).get(&id.producer) {
-            // Half of the time is for the message's way, and for clocks that differ.
-            Some(tried) => tried.seq == id.seq && tried.first.elapsed() < stream.window / 2,
-            None => false,
-        }
-    }
-
     fn batch_id(&self) -> String {
         self.batches.next()
     }
@@ -238,27 +221,28 @@ impl Shared {
         }
     }
 
-    /// Notes that a push is tried, and takes its turn.
-    fn turn(&self, id: PushId) -> Arc<tokio::sync::Mutex<()>> {
-        let mut tried = lock(&self.tried);
-        let known = tried.get(&id.producer);
-        let turn = known.map_or_else(Arc::default, |known| Arc::clone(&known.turn));
-        if !id.repeated {
-            let (seq, first) = (id.seq, Instant::now());
-            let turn = Arc::clone(&turn);
-            tried.set(id.producer, Tried { seq, first, turn });
+    async fn push(
+        self: &Arc<Self>,
+        pipe: &PipeName,
+        turn: Turn,
+        id: PushId,
+        batch: Batch,
+    ) -> Result<Position> {
+        if let Some(position) = turn.stored(batch.messages().len()) {
+            return Ok(position);
         }
-        turn
-    }
-
-    async fn push(self: &Arc<Self>, pipe: &PipeName, id: PushId, batch: Batch) -> Result<Position> {
-        let turn = self.turn(id);
-        let _turn = turn.lock().await;
         let link = self.asking.link().await?;
         batch.check(link.max_message())?;
         let known = lock(&self.streams).get(pipe).cloned();
         let stale = known.is_some_and(|stream| stream.seen.elapsed() > FRESH);
-        let push = Push::new(Arc::clone(self), Arc::clone(&link), pipe.clone(), id, batch);
+        let push = Push::new(
+            Arc::clone(self),
+            Arc::clone(&link),
+            pipe.clone(),
+            turn,
+            id,
+            batch,
+        );
         if !stale {
             return push.run().await;
         }
@@ -305,7 +289,7 @@ impl Nats {
                 url,
                 floors: Floors::default(),
                 streams: Mutex::default(),
-                tried: Mutex::default(),
+                turns: Turns::default(),
                 batches: BatchIds::random()?,
                 warned: Mutex::default(),
             }),
@@ -355,12 +339,14 @@ impl Backend for Nats {
 
     fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
         Box::pin(async move {
+            // Who gives up before its turn has not pushed; there is one task for a producer at most.
+            let turn = self.shared.turns.take(id).await;
             if batch.messages().len() == 1 {
-                return self.shared.push(pipe, id, batch).await;
+                return self.shared.push(pipe, turn, id, batch).await;
             }
             // Dropping this future must not cut the batch.
             let (shared, pipe) = (Arc::clone(&self.shared), pipe.clone());
-            let pushing = tokio::spawn(async move { shared.push(&pipe, id, batch).await });
+            let pushing = tokio::spawn(async move { shared.push(&pipe, turn, id, batch).await });
             pushing.await.map_err(|error| {
                 Error::new(Kind::Io, "the push ended early")
                     .caused_by(error)

@@ -22,6 +22,7 @@ use super::api::{self, ApiError, Stored};
 use super::link::{Link, MISSES, Refusals, SETTLE};
 use super::search::search;
 use super::tally::Added;
+use super::tried::{Group, Turn};
 use super::{Shared, Stream};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId};
@@ -45,6 +46,7 @@ pub(super) struct Push {
     shared: Arc<Shared>,
     link: Arc<Link>,
     pipe: PipeName,
+    turn: Turn,
     id: PushId,
     /// What its messages' identities start with.
     name: String,
@@ -73,6 +75,7 @@ impl Push {
         shared: Arc<Shared>,
         link: Arc<Link>,
         pipe: PipeName,
+        turn: Turn,
         id: PushId,
         batch: Batch,
     ) -> Self {
@@ -81,6 +84,7 @@ impl Push {
             shared,
             link,
             pipe,
+            turn,
             id,
             name,
             batch,
@@ -88,10 +92,16 @@ impl Push {
     }
 
     /// Stores what is not stored yet, and returns the position of the last message.
-    pub(super) async fn run(self) -> Result<Position> {
+    pub(super) async fn run(mut self) -> Result<Position> {
+        let pushed = self.store_all().await;
+        self.turn.end(&pushed, self.batch.messages().len());
+        pushed
+    }
+
+    async fn store_all(&mut self) -> Result<Position> {
         let mut stream = self.shared.stream(&self.link, &self.pipe).await?;
         let mut next = 0;
-        if self.id.repeated && !self.shared.remembers(self.id, &stream) {
+        if self.id.repeated && !self.is_remembered(&stream) {
             // What the earlier try has done is not known without it.
             let (known, found) = self.search().await.map_err(Error::maybe_applied)?;
             if found.is_some_and(|found| found.index + 1 == self.batch.messages().len()) {
@@ -107,10 +117,10 @@ impl Push {
             // Of others, some may have been stored by an earlier try.
             let is_new = matches!(way, Way::Whole) || !self.id.repeated;
             let stored = self.store(&stream, way, next, count).await;
-            let outcome = stored.map_err(|error| match next {
-                0 => error,
-                // The messages before are stored: only the same push may follow.
-                _ => error.maybe_applied(),
+            let outcome = stored.map_err(|error| match self.id.repeated {
+                // What an earlier try has sent may come yet.
+                true => error.maybe_applied(),
+                false => error.behind(next),
             })?;
             match outcome {
                 Outcome::Stored(seq) => {
@@ -170,8 +180,32 @@ impl Push {
         Ok((stream, found))
     }
 
-    /// How the messages from `next` on go, and how many of them.
-    fn way(&self, stream: &Stream, next: usize) -> (Way, usize) {
+    /// Whether the server still knows by itself what the tries before have stored.
+    fn is_remembered(&self, stream: &Stream) -> bool {
+        self.turn.tried().is_some_and(|tried| {
+            // Half of the time is for the message's way, and for clocks that differ.
+            tried.first.elapsed() < stream.window / 2 && (stream.atomic || !tried.any_whole())
+        })
+    }
+
+    /// How the messages from `next` on go, and how many of them: as in the try before, where there was one.
+    fn way(&mut self, stream: &Stream, next: usize) -> (Way, usize) {
+        if let Some(group) = self.turn.group(next) {
+            let count = group.end - next;
+            return match group.whole && stream.atomic {
+                true => (Way::Whole, count),
+                false => by_ids(stream, count),
+            };
+        }
+        let (way, count) = self.free_way(stream, next);
+        self.turn.note(Group {
+            end: next + count,
+            whole: matches!(way, Way::Whole) && count > 1,
+        });
+        (way, count)
+    }
+
+    fn free_way(&self, stream: &Stream, next: usize) -> (Way, usize) {
         let left = self.batch.messages().len() - next;
         if left == 1 || stream.atomic && left <= WHOLE {
             return (Way::Whole, left);
@@ -208,7 +242,7 @@ impl Push {
         }
         stream.crowded.store(CROWDED, Ordering::Relaxed);
         let mut last = Outcome::Before;
-        // The server knows those again that are stored.
+        // The server knows those again that are stored, and says which one it refuses.
         for first in (next..next + count).step_by(SHORT) {
             let some = SHORT.min(next + count - first);
             let stored = match some < count {
@@ -217,7 +251,10 @@ impl Push {
             };
             last = match stored {
                 Some(outcome) => outcome,
-                None => self.store_each(stream, first, some, 1).await?,
+                None => {
+                    let stored = self.store_each(stream, first, some, 1).await;
+                    stored.map_err(|error| error.behind(first - next))?
+                }
             };
             if let Outcome::Elsewhere = last {
                 return went_away(stream, first == next);
@@ -285,11 +322,11 @@ impl Push {
                 }
             }
         }
-        let answer = acks.next(&self.link, &stream.subject).await?;
-        outcome(understood(taken(answer))?)
+        let answer = acks.next(&self.link, &stream.subject).await;
+        outcome(understood(taken(answer.map_err(Error::maybe_applied)?))?)
     }
 
-    /// Stores a chain; `None` if it broke: then its first messages are stored, or none.
+    /// Stores a chain; `None` if it broke, or its last message was refused: then those before are stored, or some, or none.
     async fn store_chain(
         &self,
         stream: &Stream,
@@ -307,8 +344,10 @@ impl Push {
         let answer = link.ask(&stream.subject, Some(headers), self.data(last));
         let answer = answer.await.map_err(Error::maybe_applied)?;
         match understood(answer)? {
-            Err(error) if error.is(api::OTHER_LAST_MESSAGE) => Ok(None),
-            answer => outcome(answer).map(Some).map_err(Error::maybe_applied),
+            Err(error) if error.is(api::STORED_BEFORE) => Ok(Some(Outcome::Before)),
+            Err(error) if error.is(api::OTHER_STREAM) => Ok(Some(Outcome::Elsewhere)),
+            Err(_) => Ok(None),
+            answer => outcome(answer).map(Some),
         }
     }
 
@@ -350,7 +389,11 @@ impl Push {
             let answer = acks.next(&self.link, &stream.subject).await;
             let answer = answer.map_err(Error::maybe_applied)?;
             let stored = outcome(understood(taken(answer))?);
-            last = stored.map_err(Error::maybe_applied)?;
+            last = stored.map_err(|error| match window {
+                1 => error.stored(acknowledged),
+                // Those behind it are under way.
+                _ => error.maybe_applied(),
+            })?;
             if let Outcome::Elsewhere = last {
                 return went_away(stream, acknowledged == 0);
             }
@@ -370,6 +413,16 @@ impl Push {
     fn identify(&self, headers: &mut HeaderMap, stream: &Stream, index: usize) {
         headers.insert(NATS_MESSAGE_ID, self.identity(index));
         headers.insert(NATS_EXPECTED_STREAM, stream.name.as_str());
+    }
+}
+
+/// How so many messages go for which the server is to know each one's identity.
+fn by_ids(stream: &Stream, count: usize) -> (Way, usize) {
+    match (count, stream.alone) {
+        (1, _) => (Way::Whole, 1),
+        (_, true) if stream.take_short() => (Way::Chain, count.min(SHORT)),
+        (_, true) => (Way::Chain, count.min(CHAIN)),
+        (_, false) => (Way::Each, count),
     }
 }
 
