@@ -22,9 +22,10 @@ const BUFFER: usize = 2 << 20;
 /// Weight of messages that are fetched at once.
 const FETCH: usize = 512 << 10;
 
-/// Larger requests are answered below this, so that none is answered in full: the kernel cuts a longer
-/// read(2) into requests of 1 MiB, and after a full answer asks again, which could wait.
-const LONGEST_ANSWER: usize = (1 << 20) - 1;
+/// Larger requests are answered with no more than this, so that none is answered in full: the kernel cuts a longer
+/// read(2) into requests of 1 MiB, less what its buffer lacks of a page's beginning, and after a full answer asks
+/// again, which could wait.
+const LONGEST_ANSWER: usize = (1 << 20) - 4096;
 
 /// An open file's reading side.
 pub struct Reader {
@@ -52,6 +53,10 @@ struct State {
     full: bool,
     /// Somebody who does not want to wait asks whether there is something now.
     asked: bool,
+    /// It was empty when it was opened, and whoever waits for the first message has read nothing yet.
+    owed: bool,
+    /// The end of the round was read already.
+    told: bool,
     /// The mount ends: whoever reads gets end of file.
     ended: bool,
     /// Counts what made it readable.
@@ -63,7 +68,7 @@ enum Phase {
     Filling,
     /// There was nothing at the last look; the task waits for a push.
     Waiting,
-    /// The round has ended; the read that says so begins another.
+    /// The round has ended; the read behind the one that says so begins another.
     End,
     /// The next read fails with this.
     Failed(Error),
@@ -118,6 +123,8 @@ impl Reader {
                 phase: Phase::Filling,
                 full: false,
                 asked: false,
+                owed: false,
+                told: false,
                 ended: false,
                 news: 0,
             }),
@@ -164,8 +171,13 @@ impl Reader {
                         state.asked = true;
                         self.shared.wanted.notify_one();
                     }
-                    Phase::End => {
+                    Phase::End if state.told => {
+                        state.told = false;
                         self.shared.wanted.notify_one();
+                    }
+                    Phase::End => {
+                        state.phase = Phase::End;
+                        state.told = true;
                         return Ok(bytes);
                     }
                     Phase::Failed(error) => {
@@ -183,6 +195,10 @@ impl Reader {
         let floor = self.floor.position();
         let mut state = self.shared.lock();
         state.discard(floor);
+        if state.is_owed_more() {
+            state.phase = Phase::Filling;
+            self.shared.wanted.notify_one();
+        }
         self.make_room(&mut state);
         state
     }
@@ -252,6 +268,11 @@ impl State {
         !self.queue.is_empty() || self.ended || matches!(self.phase, Phase::End | Phase::Failed(_))
     }
 
+    /// Whether a reset has dropped all that came for one who waits for a first message: then it is no end for him.
+    fn is_owed_more(&self) -> bool {
+        self.owed && self.queue.is_empty() && matches!(self.phase, Phase::End)
+    }
+
     /// Drops what stands before `floor`. A message that was read in part already is finished.
     fn discard(&mut self, floor: Position) {
         let begun = usize::from(self.sent > 0);
@@ -287,6 +308,7 @@ impl State {
                 break;
             }
         }
+        self.owed &= out.is_empty();
         out
     }
 }
@@ -311,6 +333,7 @@ async fn fill(shared: Arc<Shared>, mut subscription: Subscription) {
         match step {
             Ok(Step::Messages(messages)) => shared.add(messages),
             Ok(Step::Wait) => {
+                shared.lock().owed |= subscription.has_end();
                 shared.enter(Phase::Waiting);
                 tokio::select! {
                     biased;
@@ -327,7 +350,8 @@ async fn fill(shared: Arc<Shared>, mut subscription: Subscription) {
                 while matches!(shared.lock().phase, Phase::End) {
                     shared.wanted.notified().await;
                 }
-                if let Err(error) = subscription.restart().await {
+                let is_owed = shared.lock().owed;
+                if let Err(error) = subscription.restart(is_owed).await {
                     fail(&shared, error).await;
                 }
             }

@@ -112,11 +112,12 @@ impl Subscription {
     }
 
     /// Begins another round behind what was delivered: the end is pinned afresh, and an empty round ends
-    /// at once.
+    /// at once; in `drain` not, where somebody still `waits` for a first message, as a reset dropped what came.
     ///
     /// # Errors
     /// As for [`Source::end`].
-    pub async fn restart(&mut self) -> Result<()> {
+    pub async fn restart(&mut self, waits: bool) -> Result<()> {
+        self.may_end = self.mode == Mode::Snapshot || !waits;
         if self.mode != Mode::Follow {
             self.end = Some(self.source.end().await?);
         }

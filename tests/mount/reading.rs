@@ -672,6 +672,105 @@ fn a_reset_leaves_waiting_readers_waiting() {
     kill(full);
 }
 
+/// So does one to whom a push came that a reset has dropped before it was read: that is no end of file.
+#[test]
+fn a_push_that_is_reset_at_once_does_not_end_who_waits() {
+    const AT_ONCE: &str = "
+        import os
+        def push_and_reset(name):
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT)
+            os.write(fd, b'gone\\n')
+            os.ftruncate(fd, 0)
+            os.close(fd)
+    ";
+    let store = Store::new();
+    for url in ["memory:", &store.url()] {
+        let mount = Mount::new(url, &[]);
+        for round in 0..40 {
+            mount.out(&format!("touch waits{round}"));
+            let mut waits = mount.spawn(&format!("exec cat waits{round}"));
+            waits.wait_until_blocked();
+            mount.python(&format!(
+                "{AT_ONCE}
+        push_and_reset('waits{round}')
+        os.write(os.open('waits{round}', os.O_WRONLY), b'came\\n')
+            "
+            ));
+            let read = waits.finish().stdout;
+            // Who was quick enough has read what is gone.
+            assert!(
+                [&b"came\n"[..], b"gone\n"].contains(&&read[..]),
+                "{url}: {read:?}"
+            );
+        }
+        let said = mount.python(&format!(
+            "{AT_ONCE}
+        os.close(os.open('T', os.O_WRONLY | os.O_CREAT))
+        fd = os.open('T', os.O_RDONLY | os.O_NONBLOCK)
+        push_and_reset('T')
+        try:
+            print(os.read(fd, 100))
+        except BlockingIOError:
+            print('EAGAIN')
+        os.write(os.open('T', os.O_WRONLY), b'came\\n')
+        print(os.read(fd, 100), os.read(fd, 100))
+        "
+        ));
+        assert_eq!(said, "EAGAIN\nb'came\\n' b''\n", "{url}");
+    }
+}
+
+/// "A read after EOF pins the end afresh": that read, and not the one before.
+#[test]
+fn a_read_after_the_end_finds_what_came_since() {
+    let store = Store::new();
+    for url in ["memory:", &store.url()] {
+        let mount = Mount::new(url, &[]);
+        let said = mount.python(
+            r"
+        for name in 'T', 'T@snapshot':
+            write = os.open('T', os.O_WRONLY | os.O_CREAT)
+            os.ftruncate(write, 0)
+            os.write(write, b'1\n')
+            read = os.open(name, os.O_RDONLY)
+            print(os.read(read, 100), os.read(read, 100))
+            os.write(write, b'2\n')
+            print(os.read(read, 100), os.read(read, 100), os.read(read, 100))
+            os.write(write, b'3\n')
+            print(os.read(read, 100))
+        ",
+        );
+        let round = "b'1\\n' b''\nb'2\\n' b'' b''\nb'3\\n'\n";
+        assert_eq!(said, round.repeat(2), "{url}");
+    }
+}
+
+/// A read(2) of more than 1 MiB into a buffer that begins within a page, too, is answered with what there is.
+#[test]
+fn a_large_read_into_any_buffer_does_not_wait_for_more() {
+    let mount = Mount::memory(&[]);
+    let said = mount.python(
+        r"
+        import mmap, signal
+        signal.alarm(20)
+        buffer = memoryview(mmap.mmap(-1, 3 << 20))
+        for offset in 0, 1, 48, 2048, 4095:
+            for length in 1048528, (1 << 20) - 1, 1 << 20, (1 << 20) - offset:
+                write = os.open('T', os.O_WRONLY | os.O_CREAT)
+                os.ftruncate(write, 0)
+                read = os.open('T@follow', os.O_RDONLY)
+                os.write(write, b'x' * (length - 1) + b'\n')
+                came = 0
+                while came < length:
+                    came += os.readv(read, [buffer[offset:offset + (2 << 20)]])
+                assert came == length, (offset, length, came)
+                os.close(read)
+        print('done')
+        ",
+    );
+    assert_eq!(said, "done\n");
+}
+
 /// A read returns whole messages, as many as fit; a message longer than the buffer continues in the next read.
 #[test]
 fn reads_return_whole_messages() {
