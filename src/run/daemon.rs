@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use crate::error::{Error, Kind, Result};
 
@@ -17,11 +17,16 @@ pub(super) enum Side {
     Daemon(Starter),
 }
 
-/// The way to the process that waits for the daemon.
-pub(super) struct Starter(PipeWriter);
+/// The way to the process that waits for the daemon, and what was open before.
+pub(super) struct Starter {
+    answer: PipeWriter,
+    inherited: Vec<RawFd>,
+}
 
 /// Forks. Must be called before any thread is started.
 pub(super) fn detach() -> Result<Side> {
+    // Whoever waits for their end, or for a lock, waits for every process that has them.
+    let inherited = inherited();
     let (mut answer, starter) = io::pipe().map_err(|error| Error::io("making a pipe", error))?;
     // SAFETY: there is one thread, so the child is a whole process.
     match unsafe { libc::fork() } {
@@ -30,7 +35,10 @@ pub(super) fn detach() -> Result<Side> {
             drop(answer);
             // SAFETY: no preconditions; the child leads no process group, so it cannot fail.
             unsafe { libc::setsid() };
-            Ok(Side::Daemon(Starter(starter)))
+            Ok(Side::Daemon(Starter {
+                answer: starter,
+                inherited,
+            }))
         }
         _ => {
             drop(starter);
@@ -48,7 +56,8 @@ pub(super) fn detach() -> Result<Side> {
 }
 
 impl Starter {
-    /// Says that all is well, and lets go of the terminal. Standard error stays where it is a file.
+    /// Says that all is well, and lets go of the terminal and of what else the starter had open. Standard error stays
+    /// where it is a file.
     pub(super) fn ready(mut self) -> Result<()> {
         std::env::set_current_dir("/").map_err(|error| Error::io("changing to /", error))?;
         let null = File::options()
@@ -66,17 +75,33 @@ impl Starter {
                 ));
             }
         }
-        self.0
+        for descriptor in self.inherited {
+            // SAFETY: it was open before this program had opened anything, so nothing here owns it.
+            unsafe { libc::close(descriptor) };
+        }
+        self.answer
             .write_all(READY)
             .map_err(|error| Error::io("answering who started the daemon", error))
     }
 
     /// Says why it failed.
     pub(super) fn failed(mut self, error: &Error) {
-        if let Err(unheard) = self.0.write_all(error.to_string().as_bytes()) {
+        if let Err(unheard) = self.answer.write_all(error.to_string().as_bytes()) {
             log::error!("{error} (and nobody to tell: {unheard})");
         }
     }
+}
+
+/// The descriptors behind standard error that the starter has left open: this program's own are closed on exec.
+fn inherited() -> Vec<RawFd> {
+    let names = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
+    let numbers = names.filter_map(|name| name.ok()?.file_name().to_str()?.parse().ok());
+    let is_left = |descriptor: &RawFd| {
+        // SAFETY: fcntl(2) says of a number that is no descriptor that it is none.
+        let flags = unsafe { libc::fcntl(*descriptor, libc::F_GETFD) };
+        *descriptor > libc::STDERR_FILENO && flags >= 0 && flags & libc::FD_CLOEXEC == 0
+    };
+    numbers.filter(is_left).collect()
 }
 
 fn logs_to_a_file() -> bool {

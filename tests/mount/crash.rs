@@ -393,6 +393,23 @@ fn a_daemon_in_the_background_answers_when_it_is_ready() {
     fs::remove_dir(&place.mountpoint).expect("the mountpoint is free");
 }
 
+/// The daemon keeps nothing open that the starter had: whoever waits for its end, or for its lock, does not wait for the
+/// daemon.
+#[test]
+fn a_daemon_in_the_background_lets_go_of_what_the_starter_has_open() {
+    let place = Background::new();
+    let lock = place.mountpoint.with_file_name("lock");
+    let mut bash = Command::new("bash");
+    bash.arg("-ec").arg(format!(
+        "exec 9> '{0}'; flock 9; {DNPIPES} mount --daemon memory: '{1}' 3>&1 | cat; exec 9>&-; flock -n '{0}' echo free",
+        lock.display(),
+        place.mountpoint.display()
+    ));
+    let output = finish(&mut bash);
+    assert_eq!(output.stdout, b"free\n", "{output:?}");
+    fs::write(place.mountpoint.join("topic"), "hello\n").expect("a push");
+}
+
 /// `--daemon` that cannot mount says why, with exit code 1, and leaves no process.
 #[test]
 fn a_daemon_in_the_background_that_fails_says_why() {

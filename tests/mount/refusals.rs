@@ -159,6 +159,42 @@ fn a_full_disk_is_enospc_and_a_reset_makes_room() {
     }
 }
 
+/// Where even a reset found no room to delete what it dropped, a push tries again once there is some.
+#[test]
+fn a_reset_on_a_disk_that_others_have_filled_makes_room_later() {
+    let place = Place::new();
+    let disk = place.disk("disk", "size=12m");
+    let source = format!("sqlite:{}/pipes.db", disk.display());
+    let mount = Mount::new(&source, &["--timeout", "5s"]);
+    let other = disk.join("other");
+    mount.sh(&format!(
+        "head -c 20000000 /dev/urandom | base64 > topic; dd if=/dev/zero of={} bs=4k; truncate -s 0 topic",
+        other.display()
+    ));
+    fs::remove_file(&other).expect("gone");
+    mount.out("echo works > topic");
+    assert_eq!(mount.lines("topic"), ["works"]);
+}
+
+/// Who opens a store on a disk where nothing has room any more is told so.
+#[test]
+fn a_store_on_a_full_disk_that_nobody_has_open_says_what_is_wrong() {
+    let place = Place::new();
+    let disk = place.disk("disk", "size=4m");
+    let source = format!("sqlite:{}/pipes.db", disk.display());
+    let mut push = Command::new(DNPIPES);
+    let pushed = finish(push.args(["push", "--source", &source, "topic", "message"]));
+    assert!(pushed.status.success(), "{pushed:?}");
+    let file = format!("of={}/other", disk.display());
+    finish(Command::new("dd").args(["if=/dev/zero", "bs=4k", &file]));
+    let mut pull = Command::new(DNPIPES);
+    let said = refusal(
+        1,
+        pull.args(["pull", "--source", &source, "topic@snapshot"]),
+    );
+    assert_says(&said, &["pipes.db", "the disk is full"]);
+}
+
 /// A file that is no store is refused, by `mount` and by the other commands, and not touched.
 #[test]
 fn a_file_that_is_no_store_is_refused_and_left_as_it_is() {

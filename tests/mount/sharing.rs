@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use crate::support::{DNPIPES, Mount, PYTHON, Running, Store, wait_for};
@@ -342,5 +344,32 @@ fn a_store_can_be_made_by_several_at_once() {
             .collect();
         pulled.sort();
         assert_eq!(pulled, ["0", "1", "2", "3", "4", "5"], "round {round}");
+    }
+}
+
+/// A store that is reached by a symbolic link is the same store: a reset is seen at once.
+#[test]
+fn a_store_behind_a_link_is_shared_like_any() {
+    let store = Store::new();
+    for (round, target) in [store.database().as_path(), Path::new("pipes.db")]
+        .into_iter()
+        .enumerate()
+    {
+        let link = store.folder().join(format!("link{round}"));
+        // Also one to a store that is not there yet.
+        symlink(target, &link).expect("a link");
+        let mount = Mount::new(&format!("sqlite:{}", link.display()), &[]);
+        store.out("dnpipes push T one two");
+        let mut reader = fs::File::open(mount.file("T@follow")).expect("opened");
+        let mut line = [0; 4];
+        reader.read_exact(&mut line).expect("a line");
+        assert_eq!(&line, b"one\n");
+        store.out("dnpipes reset T; dnpipes push T new");
+        reader.read_exact(&mut line).expect("a line");
+        assert_eq!(&line, b"new\n");
+        store.out("dnpipes reset T");
+        let bells = fs::read_dir(store.folder()).expect("a folder").flatten();
+        let is_bell = |name: &fs::DirEntry| name.file_name().to_string_lossy().ends_with("-bell");
+        assert_eq!(bells.filter(is_bell).count(), 1);
     }
 }

@@ -375,7 +375,7 @@ pub(super) fn is_broken(error: &RedisError) -> bool {
 
 /// What to think of where a server hangs up on a new connection. Its reason is mostly lost in that.
 fn closed(error: &RedisError) -> &'static str {
-    match error.is_connection_dropped() {
+    match error.is_connection_dropped() && !error.is_connection_refusal() {
         true => " (closed at once; perhaps it has its maxclients)",
         false => "",
     }

@@ -1,6 +1,7 @@
 //! What changes the store beside pushes: pipes are made, reset and removed, room is freed.
 
 use std::fs::File;
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use rusqlite::Connection;
@@ -123,8 +124,12 @@ impl Store {
 
     /// Deletes the rows that resets and removals have left, and gives their room back to the disk.
     pub(super) fn sweep(&self) {
-        if let Err(error) = self.try_sweep() {
-            log::warn!("{error}; it will be tried at the next reset");
+        let swept = self.try_sweep();
+        self.unswept.store(swept.is_err(), Ordering::Relaxed);
+        if let Err(error) = swept {
+            log::warn!(
+                "{error}; it will be tried again when a push finds no room, and at the next reset"
+            );
         }
     }
 

@@ -54,11 +54,35 @@ const OPENING: Duration = Duration::from_secs(5);
 const CHECKPOINT_PAGES: u64 = 1000;
 const PAGE: u64 = 4096;
 
+/// As many symbolic links are followed as the kernel follows (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
 /// The name of a file beside the database.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+/// The path without symbolic links, as SQLite takes it for the files beside; what is missing is made there.
+pub(super) fn resolved(path: &Path) -> io::Result<PathBuf> {
+    let mut path = std::path::absolute(path)?;
+    for _ in 0..MOST_LINKS {
+        let Ok(target) = fs::read_link(&path) else {
+            break;
+        };
+        path = match path.parent() {
+            Some(folder) => folder.join(target),
+            None => target,
+        };
+    }
+    Ok(
+        match (path.parent().map(fs::canonicalize), path.file_name()) {
+            (Some(Ok(folder)), Some(name)) => folder.join(name),
+            // Then it will be said what is wrong with it.
+            _ => path,
+        },
+    )
 }
 
 /// Refuses what cannot hold a database, with the reason, and makes an empty file, readable by its owner
@@ -380,9 +404,10 @@ pub(super) fn sqlite(context: impl Into<String>, error: rusqlite::Error) -> Erro
     let kind = match &error {
         rusqlite::Error::SqliteFailure(failure, _) => match failure.code {
             ErrorCode::DiskFull => Kind::Full,
-            // The shared memory file could not grow: the disk is full.
+            // The shared memory file could not grow, which SQLite does not say.
             ErrorCode::SystemIoFailure if failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE => {
-                Kind::Full
+                let context = format!("{}: the disk is full", context.into());
+                return Error::new(Kind::Full, context).caused_by(error);
             }
             ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Kind::Unreachable,
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Kind::Damaged,

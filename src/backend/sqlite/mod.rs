@@ -19,6 +19,7 @@ mod writer;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,8 @@ struct Store {
     writer: Writer,
     readers: Mutex<Vec<Connection>>,
     listener: OnceLock<AbortHandle>,
+    /// Whether messages that a reset has dropped still take room, as the disk was too full to delete them.
+    unswept: AtomicBool,
 }
 
 impl Sqlite {
@@ -85,7 +88,7 @@ impl Sqlite {
     /// (`Unsupported`); the file is damaged or another program's (`Damaged`).
     pub fn open(path: &Path, durability: Durability) -> Result<Self> {
         // Connections are opened later too, and a daemon changes its directory.
-        let path = &std::path::absolute(path)
+        let path = &file::resolved(path)
             .map_err(|error| Error::io(format!("the store's path {}", path.display()), error))?;
         file::prepare(path)?;
         let is_store = file::is_store(path)?;
@@ -111,6 +114,7 @@ impl Sqlite {
                 writer,
                 readers: Mutex::default(),
                 listener: OnceLock::new(),
+                unswept: AtomicBool::new(false),
             }),
         })
     }
@@ -307,7 +311,13 @@ impl Backend for Sqlite {
     fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
         Box::pin(async move {
             batch.check(MAX_MESSAGE)?;
-            writer::push(&self.store, pipe, id, batch).await
+            let pushed = writer::push(&self.store, pipe, id, batch.clone()).await;
+            let is_full = |error: &Error| error.kind() == Kind::Full;
+            if pushed.as_ref().is_err_and(is_full) && self.store.unswept.load(Ordering::Relaxed) {
+                self.sweep().await;
+                return writer::push(&self.store, pipe, id.again(), batch).await;
+            }
+            pushed
         })
     }
 
