@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-use crate::support::{DNPIPES, Mount, PYTHON, Store, finish};
+use crate::support::{DNPIPES, Mount, PYTHON, Store, finish, wait_for};
 
 /// A folder with an empty one in it to mount on; what a test mounts below it is unmounted when dropped.
 struct Place {
@@ -193,6 +193,28 @@ fn a_store_on_a_full_disk_that_nobody_has_open_says_what_is_wrong() {
         pull.args(["pull", "--source", &source, "topic@snapshot"]),
     );
     assert_says(&said, &["pipes.db", "the disk is full"]);
+}
+
+/// A store that is deleted while it is mounted takes no more: what went into it would be gone with the mount.
+#[test]
+fn a_store_that_was_deleted_takes_no_more_pushes() {
+    let place = Place::new();
+    let source = format!("sqlite:{}", place.path("pipes.db").display());
+    let mount = Mount::new(&source, &[]);
+    mount.out("echo one > topic");
+    for suffix in ["", "-wal", "-shm", "-bell"] {
+        fs::remove_file(place.path(&format!("pipes.db{suffix}"))).expect("gone");
+    }
+    let errors = wait_for("a push that is refused", || {
+        let output = mount.sh("echo two > topic");
+        (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
+    });
+    assert!(errors.contains("Input/output error"), "{errors}");
+    assert!(
+        mount.log().contains("was deleted while it was open"),
+        "{}",
+        mount.log()
+    );
 }
 
 /// A file that is no store is refused, by `mount` and by the other commands, and not touched.

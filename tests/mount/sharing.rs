@@ -373,3 +373,19 @@ fn a_store_behind_a_link_is_shared_like_any() {
         assert_eq!(bells.filter(is_bell).count(), 1);
     }
 }
+
+/// Who may write to the database may push: the files beside it have its owner and mode.
+#[test]
+fn a_store_is_shared_with_those_who_may_write_to_it() {
+    let store = Store::new();
+    fs::copy(DNPIPES, store.folder().join("program")).expect("a copy of dnpipes");
+    store
+        .out("dnpipes push T one; chgrp 65534 . pipes.db; chmod 660 pipes.db; chmod 775 . program");
+    let mount = Mount::new(&store.url(), &[]);
+    store.out("setpriv --reuid=12345 --regid=65534 --clear-groups ./program push T two");
+    assert_eq!(mount.lines("T"), ["one", "two"]);
+    let others =
+        store.sh("setpriv --reuid=12345 --regid=12345 --clear-groups ./program push T three");
+    assert!(!others.status.success(), "{others:?}");
+    assert_eq!(mount.lines("T"), ["one", "two"]);
+}

@@ -2,8 +2,8 @@
 //!
 //! - [`options`]: the source's URL; [`names`]: pipe names as stream names.
 //! - [`link`]: connections and requests; [`api`]: what JetStream is asked and answers.
-//! - [`push`], [`target`], [`tried`] and [`search`]: storing once; [`feed`], [`opening`] and [`source`]: subscribers; [`single`]:
-//!   what cannot be streamed to them; [`headings`] and [`tally`]: how many bytes there are.
+//! - [`push`], [`answers`], [`target`], [`tried`] and [`search`]: storing once; [`feed`], [`opening`] and [`source`]:
+//!   subscribers; [`single`]: what cannot be streamed to them; [`headings`] and [`tally`]: how many bytes there are.
 //!
 //! A pipe is a stream; a stream that another program made is a pipe too, if its name has the prefix. A
 //! message's position is the stream's time of creation and the message's number.
@@ -17,6 +17,7 @@
 //! message is stored by itself: those of others may come between, and a crash may leave a part, which a
 //! repetition completes.
 
+mod answers;
 mod api;
 mod feed;
 mod headings;

@@ -10,16 +10,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use async_nats::HeaderMap;
 use async_nats::header::{
     NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_LAST_MESSAGE_ID,
     NATS_EXPECTED_STREAM, NATS_MESSAGE_ID,
 };
-use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
 
-use super::api::{self, ApiError, Stored};
-use super::link::{Link, MISSES, Refusals, SETTLE};
+use super::answers::{Acks, Outcome, outcome, taken, understood};
+use super::api;
+use super::link::{Link, MISSES, SETTLE};
 use super::search::search;
 use super::tally::Added;
 use super::tried::{Group, Turn};
@@ -58,16 +58,6 @@ enum Way {
     Whole,
     Chain,
     Each,
-}
-
-/// What became of messages.
-enum Outcome {
-    /// They are stored, the last one as this number.
-    Stored(u64),
-    /// They were stored before; the server does not say where.
-    Before,
-    /// There is no such stream, or it has other subjects: nothing is stored.
-    Elsewhere,
 }
 
 impl Push {
@@ -441,71 +431,6 @@ fn batch_headers(batch: &str, place: usize) -> HeaderMap {
     headers.insert(NATS_BATCH_ID, batch);
     headers.insert(NATS_BATCH_SEQUENCE, place.to_string());
     headers
-}
-
-/// An answer, or none where nobody listens.
-fn taken(answer: Message) -> Option<Message> {
-    (answer.status != Some(async_nats::StatusCode::NO_RESPONDERS)).then_some(answer)
-}
-
-/// What the answer to a message says; an empty one stands for no stream.
-fn understood(answer: Option<Message>) -> Result<Result<Option<Stored>, ApiError>> {
-    match answer {
-        None => Ok(Ok(None)),
-        Some(answer) => {
-            let stored = api::parse::<Stored>(&answer.payload);
-            Ok(stored.map_err(Error::maybe_applied)?.map(Some))
-        }
-    }
-}
-
-fn outcome(answer: Result<Option<Stored>, ApiError>) -> Result<Outcome> {
-    match answer {
-        Ok(Some(stored)) => Ok(Outcome::Stored(stored.seq)),
-        Ok(None) => Ok(Outcome::Elsewhere),
-        Err(error) if error.is(api::STORED_BEFORE) => Ok(Outcome::Before),
-        Err(error) if error.is(api::OTHER_STREAM) => Ok(Outcome::Elsewhere),
-        Err(error) => Err(error.typed()),
-    }
-}
-
-/// Answers to many messages, in their order.
-struct Acks {
-    inbox: String,
-    asked: u64,
-    subscriber: Subscriber,
-    refusals: Refusals,
-}
-
-impl Acks {
-    async fn listen(link: &Link) -> Result<Self> {
-        let inbox = link.inbox();
-        let subscriber = link.listen(format!("{inbox}.*")).await?;
-        Ok(Acks {
-            inbox,
-            asked: 0,
-            subscriber,
-            refusals: link.refusals(),
-        })
-    }
-
-    /// Where the next message is to be answered.
-    fn reply(&mut self) -> String {
-        self.asked += 1;
-        format!("{}.{}", self.inbox, self.asked)
-    }
-
-    async fn next(&mut self, link: &Link, subject: &str) -> Result<Message> {
-        tokio::select! {
-            biased;
-            answer = tokio::time::timeout(super::link::ANSWER, self.subscriber.next()) => match answer {
-                Ok(Some(answer)) => Ok(answer),
-                Ok(None) => Err(Error::new(Kind::Unreachable, "the connection broke")),
-                Err(_) => Err(link.silence()),
-            },
-            refused = self.refusals.of(subject) => Err(refused),
-        }
-    }
 }
 
 /// Numbers atomic batches: a try that was given up must not mix with the next one.

@@ -3,6 +3,7 @@
 //! Of an atomic batch the server knows the last message's identity alone, of messages that go otherwise each one's. So a
 //! repetition groups its messages as the try before did: grouped otherwise, what is stored would not be known again.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -37,14 +38,26 @@ pub(super) struct Turn {
 
 /// The producers that pushed last.
 #[derive(Default)]
-pub(super) struct Turns(Mutex<Producers<Arc<tokio::sync::Mutex<Option<Tried>>>>>);
+pub(super) struct Turns(Mutex<Producers<Arc<Pusher>>>);
+
+#[derive(Default)]
+struct Pusher {
+    /// The last push of which a first try came, also if it was given up before its turn.
+    asked: AtomicU64,
+    tried: Arc<tokio::sync::Mutex<Option<Tried>>>,
+}
 
 impl Turns {
     /// Waits until no other push of the producer is under way.
     pub(super) async fn take(&self, id: PushId) -> Turn {
-        let turn = self.of(id.producer);
-        let mut tried = turn.lock_owned().await;
+        let pusher = self.of(id.producer);
         if !id.repeated {
+            pusher.asked.store(id.seq, Ordering::Relaxed);
+        }
+        let mut tried = Arc::clone(&pusher.tried).lock_owned().await;
+        let has_begun = tried.as_ref().is_some_and(|tried| tried.seq == id.seq);
+        let is_from_here = pusher.asked.load(Ordering::Relaxed) == id.seq;
+        if !id.repeated || is_from_here && !has_begun {
             *tried = Some(Tried {
                 seq: id.seq,
                 first: Instant::now(),
@@ -55,14 +68,14 @@ impl Turns {
         Turn { id, tried }
     }
 
-    fn of(&self, producer: Producer) -> Arc<tokio::sync::Mutex<Option<Tried>>> {
-        let mut turns = lock(&self.0);
-        if let Some(turn) = turns.get(&producer) {
-            return Arc::clone(turn);
+    fn of(&self, producer: Producer) -> Arc<Pusher> {
+        let mut pushers = lock(&self.0);
+        if let Some(pusher) = pushers.get(&producer) {
+            return Arc::clone(pusher);
         }
-        let turn = Arc::default();
-        turns.set(producer, Arc::clone(&turn));
-        turn
+        let pusher = Arc::default();
+        pushers.set(producer, Arc::clone(&pusher));
+        pusher
     }
 }
 

@@ -17,7 +17,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -193,6 +193,8 @@ impl Bell {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            // Whoever may write to the folder could have it lead elsewhere.
+            .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(|error| Error::io(context(), error))?;
         let mut start = [0; SLOT];
@@ -212,6 +214,25 @@ impl Bell {
         bell.show_presence()?;
         bell.changed();
         Ok(bell)
+    }
+
+    /// Gives the file the owner and the mode of the database, as SQLite does with its own beside it: who may push by the
+    /// one may by the other.
+    pub(super) fn liken(&self, database: &Path) {
+        let likened = || {
+            let (own, model) = (self.file.metadata()?, std::fs::metadata(database)?);
+            if (own.uid(), own.gid()) != (model.uid(), model.gid()) {
+                fchown(&self.file, Some(model.uid()), Some(model.gid()))?;
+            }
+            if own.mode() != model.mode() {
+                self.file.set_permissions(model.permissions())?;
+            }
+            io::Result::Ok(())
+        };
+        if let Err(error) = likened() {
+            // It is another user's, who sees to it.
+            log::debug!("the owner and mode of {}: {error}", self.path.display());
+        }
     }
 
     /// Somebody who waits for pipe `id`.

@@ -93,6 +93,7 @@ impl Sqlite {
         file::prepare(path)?;
         let is_store = file::is_store(path)?;
         let bell = Arc::new(Bell::open(file::beside(path, "-bell"))?);
+        bell.liken(path);
         if !is_store {
             // One after the other, so that the tables are laid out once.
             let since = Instant::now();

@@ -29,6 +29,9 @@ pub(super) const BUSY: Duration = Duration::from_secs(2);
 /// How long after the last push a process lets go of what it holds for the next one.
 const REST: Duration = Duration::from_millis(20);
 
+/// How often a push looks whether the store is still there, in milliseconds.
+const PRESENCE: u64 = 100;
+
 /// Room that a row takes beside its messages, at most, in bytes.
 const ROW: u64 = 16 << 10;
 
@@ -37,6 +40,9 @@ pub(super) struct Writer {
     queue: Mutex<Queue>,
     /// Bytes that may be pushed before the disk is looked at again.
     allowance: AtomicU64,
+    /// When a push has to look next whether the store is still there, in milliseconds since it was opened.
+    looks_next: AtomicU64,
+    opened: Instant,
 }
 
 #[derive(Default)]
@@ -72,6 +78,8 @@ impl Writer {
             pen: Mutex::new(Pen::open(path, durability)?),
             queue: Mutex::default(),
             allowance: AtomicU64::new(0),
+            opened: Instant::now(),
+            looks_next: AtomicU64::new(0),
         })
     }
 
@@ -94,6 +102,21 @@ impl Writer {
         }
         // Others fill the disk too.
         self.allowance.store((room - cost) / 16, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Refuses what would be stored in a file that was deleted: it is gone when the last process closes it.
+    fn check_presence(&self, path: &Path) -> Result<()> {
+        let now = self.opened.elapsed().as_millis() as u64;
+        if now < self.looks_next.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if !path.exists() {
+            let path = path.display();
+            let why = format!("the store {path} was deleted while it was open; mount it anew");
+            return Err(Error::new(Kind::Io, why));
+        }
+        self.looks_next.store(now + PRESENCE, Ordering::Relaxed);
         Ok(())
     }
 
@@ -153,6 +176,7 @@ pub(super) async fn push(
     id: PushId,
     batch: Batch,
 ) -> Result<Position> {
+    store.writer.check_presence(&store.path)?;
     store.writer.check_room(&store.path, batch.bytes() as u64)?;
     let (done, result) = oneshot::channel();
     let job = Job {
