@@ -279,7 +279,13 @@ impl Files {
                 ),
             ));
         }
-        self.backend.reset(&selector.pipe).await
+        self.backend.reset(&selector.pipe).await?;
+        for file in self.open.all() {
+            if let Some(writer) = &file.writer {
+                writer.was_reset(&selector.pipe);
+            }
+        }
+        Ok(())
     }
 
     /// Everything that was pushed is as durable as the backend can make it.

@@ -192,6 +192,19 @@ impl Writer {
         result
     }
 
+    /// Notes that a pipe was reset through this mount. What is written again then is another push, if the pipe is this one:
+    /// known again as the one before, it would be acknowledged, and be gone like that.
+    pub fn was_reset(&self, pipe: &PipeName) {
+        // A write that is under way is of the same time as the reset.
+        if *pipe == self.pipe
+            && let Ok(mut state) = self.state.try_lock()
+        {
+            for stream in state.streams.values_mut() {
+                stream.doubtful = None;
+            }
+        }
+    }
+
     fn stream<'a>(&self, state: &'a mut State, owner: u64) -> &'a mut Stream {
         state.streams.entry(owner).or_insert_with(|| Stream {
             decoder: Decoder::new(self.frame, self.limit),

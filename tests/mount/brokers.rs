@@ -144,6 +144,39 @@ fn paused_under_load(kind: &str, work: Work) {
     load.finish();
 }
 
+/// A write of which nobody knew what became of it, then a reset, and then the same write: it is there.
+fn written_again_after_a_reset(kind: &str) {
+    let services = Services::start(&[kind]);
+    let name = services.server().name;
+    let mount = Mount::new(&services.url(), &["--timeout", "1s"]);
+    mount.out("echo first > topic");
+    let mut writer = mount.spawn_python(
+        r"
+        import signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        fd = os.open('topic', os.O_WRONLY)
+        print('open', flush=True)
+        signal.sigwait([signal.SIGUSR1])
+        print(why(os.write, fd, b'line\n'), flush=True)
+        signal.sigwait([signal.SIGUSR1])
+        os.ftruncate(fd, 0)
+        print(why(os.write, fd, b'line\n'), flush=True)
+        ",
+    );
+    assert_eq!(writer.line(), "open");
+    services.tell("stop", &name);
+    writer.signal(libc::SIGUSR1);
+    assert_eq!(writer.line(), "ETIMEDOUT");
+    services.tell("cont", &name);
+    wait_for("what was written", || {
+        let read = mount.sh("cat topic@snapshot");
+        (read.stdout == b"first\nline\n").then_some(())
+    });
+    writer.signal(libc::SIGUSR1);
+    assert_eq!(writer.line(), "ok");
+    assert_eq!(mount.lines("topic"), ["line"]);
+}
+
 /// A broker on the far host, and mounts of it on the near one.
 fn apart(kind: &str, flags: &[&str]) -> (Hosts, Services, [Mount; 2]) {
     let hosts = Hosts::new();
@@ -313,6 +346,11 @@ macro_rules! of {
             #[test]
             fn paused_under_load_it_loses_and_doubles_nothing() {
                 super::paused_under_load($kind, super::SINGLE);
+            }
+
+            #[test]
+            fn what_is_written_again_after_a_reset_is_there() {
+                super::written_again_after_a_reset($kind);
             }
 
             #[test]
