@@ -109,7 +109,7 @@ impl Outage {
     /// Whether a try that failed may have been done all the same.
     fn is_doubtful(&self) -> bool {
         let cause = self.cause.as_ref();
-        cause.is_some_and(|cause| cause.applied() == Applied::Unknown)
+        cause.is_some_and(|cause| cause.applied() != Applied::No)
     }
 
     async fn wait(&mut self, error: Error, what: &str, pipe: Option<&PipeName>) {
@@ -338,5 +338,25 @@ impl Source for Resuming {
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_earlier_try_has_stored_stays_in_doubt() {
+        let unreachable = || Error::new(Kind::Unreachable, "gone");
+        for (first, is_doubtful) in [
+            (unreachable(), false),
+            (unreachable().stored(2), true),
+            (unreachable().maybe_applied(), true),
+        ] {
+            let mut outage = Outage::since(Instant::now());
+            outage.wait(first, "pushing", None).await;
+            outage.wait(unreachable(), "pushing", None).await;
+            assert_eq!(outage.is_doubtful(), is_doubtful);
+        }
     }
 }

@@ -37,7 +37,7 @@ impl Failed {
     /// So many messages of a streamed push were stored before.
     pub(super) fn having_stored(self, stored: u64) -> Self {
         Failed {
-            stored: Some(stored + self.stored.unwrap_or(0)),
+            stored: Some(stored.saturating_add(self.stored.unwrap_or(0))),
             ..self
         }
     }

@@ -289,6 +289,7 @@ impl State {
         while let Some(first) = self.queue.front() {
             let left = framed_len(frame, first.data.len()) - self.sent;
             let room = size - out.len();
+            self.owed = false;
             if left > room && !out.is_empty() {
                 break;
             }
@@ -308,7 +309,6 @@ impl State {
                 break;
             }
         }
-        self.owed &= out.is_empty();
         out
     }
 }

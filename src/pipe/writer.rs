@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::Mutex;
@@ -21,6 +22,8 @@ pub struct Writer {
     frame: Frame,
     limit: usize,
     state: Mutex<State>,
+    /// How often the pipe was reset or removed through this mount.
+    resets: AtomicU64,
 }
 
 #[derive(Default)]
@@ -35,7 +38,8 @@ struct Stream {
     decoder: Decoder,
     /// A piece whose push was given up without knowing whether it had arrived. A program that was
     /// interrupted writes it again; it is then the same push.
-    doubtful: Option<(Bytes, PushId)>,
+    /// With [`Writer::resets`] by then.
+    doubtful: Option<(Bytes, PushId, u64)>,
     /// Whether the last piece failed: then the line that it should have ended is not pushed as it stands.
     failed: bool,
     /// The identity under which the last line is being pushed, should that be repeated.
@@ -64,6 +68,7 @@ impl Writer {
             frame,
             limit,
             state: Mutex::default(),
+            resets: AtomicU64::new(0),
         }
     }
 
@@ -99,11 +104,12 @@ impl Writer {
         stream.failed = true;
         if !decoded.messages.is_empty() {
             let batch = Batch::new(std::mem::take(&mut decoded.messages))?;
+            let resets = self.resets.load(Ordering::Relaxed);
             let id = match doubtful {
-                Some((earlier, id)) if earlier == piece => id.again(),
+                Some((earlier, id, before)) if earlier == piece && before == resets => id.again(),
                 _ => state.next_id()?,
             };
-            self.stream(&mut state, owner).doubtful = Some((piece.clone(), id));
+            self.stream(&mut state, owner).doubtful = Some((piece.clone(), id, resets));
             let pushed = self.backend.push(&self.pipe, id, batch.clone()).await;
             if let Err(error) = pushed {
                 if let Applied::Part(stored) = error.applied()
@@ -192,16 +198,11 @@ impl Writer {
         result
     }
 
-    /// Notes that a pipe was reset through this mount. What is written again then is another push, if the pipe is this one:
-    /// known again as the one before, it would be acknowledged, and be gone like that.
+    /// Notes that a pipe was reset or removed through this mount. What is written again then is another push, if the pipe
+    /// is this one: known again as the one before, it would be acknowledged, and be gone like that.
     pub fn was_reset(&self, pipe: &PipeName) {
-        // A write that is under way is of the same time as the reset.
-        if *pipe == self.pipe
-            && let Ok(mut state) = self.state.try_lock()
-        {
-            for stream in state.streams.values_mut() {
-                stream.doubtful = None;
-            }
+        if *pipe == self.pipe {
+            self.resets.fetch_add(1, Ordering::Relaxed);
         }
     }
 

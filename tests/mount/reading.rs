@@ -720,6 +720,24 @@ fn a_push_that_is_reset_at_once_does_not_end_who_waits() {
     }
 }
 
+/// An empty message is the first one, too, also in `@file`, where there is nothing of it to read.
+#[test]
+fn an_empty_message_ends_who_waits_for_a_first_one() {
+    let mount = Mount::memory(&[]);
+    for frame in ["@file", "@nul", ""] {
+        mount.out("truncate -s 0 T");
+        let mut waits = mount.spawn(&format!("exec cat T{frame}"));
+        waits.wait_until_blocked();
+        mount.out("echo > T");
+        let expected: &[u8] = match frame {
+            "@file" => b"",
+            "@nul" => b"\0",
+            _ => b"\n",
+        };
+        assert_eq!(waits.finish().stdout, expected, "{frame}");
+    }
+}
+
 /// "A read after EOF pins the end afresh": that read, and not the one before.
 #[test]
 fn a_read_after_the_end_finds_what_came_since() {

@@ -210,6 +210,10 @@ fn a_store_that_was_deleted_takes_no_more_pushes() {
         (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
     });
     assert!(errors.contains("Input/output error"), "{errors}");
+    // Nor where another one stands in its place.
+    let mut push = Command::new(DNPIPES);
+    finish(push.args(["push", "--source", &source, "topic", "another"]));
+    assert!(!mount.sh("echo three > topic").status.success());
     assert!(
         mount.log().contains("was deleted while it was open"),
         "{}",

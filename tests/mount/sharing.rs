@@ -374,18 +374,42 @@ fn a_store_behind_a_link_is_shared_like_any() {
     }
 }
 
-/// Who may write to the database may push: the files beside it have its owner and mode.
+/// Who may write to the database may push, whoever was first: the files beside it have its group and mode.
 #[test]
 fn a_store_is_shared_with_those_who_may_write_to_it() {
     let store = Store::new();
     fs::copy(DNPIPES, store.folder().join("program")).expect("a copy of dnpipes");
-    store
-        .out("dnpipes push T one; chgrp 65534 . pipes.db; chmod 660 pipes.db; chmod 775 . program");
+    store.out("touch pipes.db; chown 5001:4000 . pipes.db; chmod 660 pipes.db; chmod 2775 .; chmod 755 program");
+    let push = |user: u32, group: u32, message: &str| {
+        store.sh(&format!(
+            "setpriv --reuid={user} --regid={group} --clear-groups ./program push T {message}"
+        ))
+    };
+    for (user, message) in [(5002, "one"), (5001, "two"), (5003, "three")] {
+        let pushed = push(user, 4000, message);
+        assert!(pushed.status.success(), "{pushed:?}");
+    }
     let mount = Mount::new(&store.url(), &[]);
-    store.out("setpriv --reuid=12345 --regid=65534 --clear-groups ./program push T two");
-    assert_eq!(mount.lines("T"), ["one", "two"]);
-    let others =
-        store.sh("setpriv --reuid=12345 --regid=12345 --clear-groups ./program push T three");
-    assert!(!others.status.success(), "{others:?}");
-    assert_eq!(mount.lines("T"), ["one", "two"]);
+    let pushed = push(5002, 4000, "four");
+    assert!(pushed.status.success(), "{pushed:?}");
+    assert!(!push(5004, 5004, "five").status.success());
+    assert_eq!(mount.lines("T"), ["one", "two", "three", "four"]);
+}
+
+/// Nothing of root's comes into being by what others put beside a database in their folder.
+#[test]
+fn a_file_beside_a_database_that_others_have_put_there_stays_as_it_is() {
+    let store = Store::new();
+    store.out("dnpipes push T one; rm pipes.db-bell; printf x > bait; chown 5001:5001 bait; chmod 700 bait; cp -p bait pipes.db-bell");
+    store.out("dnpipes push T two");
+    assert_eq!(
+        store.out("stat -c '%a %u %g' pipes.db-bell"),
+        "700 5001 5001\n"
+    );
+    store.out("rm pipes.db-bell; ln -s bait pipes.db-bell");
+    assert!(!store.sh("dnpipes push T three").status.success());
+    assert_eq!(
+        store.out("cat bait; stat -c ' %a %u %g' bait"),
+        "x 700 5001 5001\n"
+    );
 }

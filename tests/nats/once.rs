@@ -188,3 +188,40 @@ async fn pushes_that_are_given_up_leave_nothing_under_way_but_one() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
+
+#[tokio::test]
+async fn what_is_known_of_a_push_holds_for_its_pipe_as_long_as_that_is_there() {
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind]);
+        let client = client(&services.url());
+        let (id, two) = (new_id(), ["one", "two"]);
+        client
+            .push(&name("a"), id, batch(&two))
+            .await
+            .expect("stored");
+        // The same number for another pipe is another push.
+        client
+            .push(&name("b"), id.again(), batch(&two))
+            .await
+            .expect("stored");
+        assert_eq!(contents(&client, "b").await, two, "{kind}");
+        client.remove(&name("b")).await.expect("removed");
+        client
+            .push(&name("b"), id.again(), batch(&two))
+            .await
+            .expect("stored");
+        assert_eq!(contents(&client, "b").await, two, "{kind}");
+        // Whoever sends other messages under a number that was used gets an answer, too.
+        let five = ["1", "2", "3", "4", "5"];
+        let id = new_id();
+        client
+            .push(&name("c"), id, batch(&five))
+            .await
+            .expect("stored");
+        for fewer in [3, 1] {
+            let pipe = name("c");
+            let pushed = client.push(&pipe, id.again(), batch(&five[..fewer]));
+            pushed.await.expect("an answer");
+        }
+    }
+}

@@ -229,14 +229,20 @@ impl Shared {
         id: PushId,
         batch: Batch,
     ) -> Result<Position> {
-        if let Some(position) = turn.stored(batch.messages().len()) {
+        let known = lock(&self.streams).get(pipe).cloned();
+        let stale = known
+            .as_ref()
+            .is_some_and(|known| known.seen.elapsed() > FRESH);
+        // Of a pipe that was removed since it has to be stored again.
+        let is_there = |position: &Position| {
+            !stale && known.is_some_and(|known| known.epoch == position.epoch())
+        };
+        if let Some(position) = turn.stored(batch.messages().len()).filter(is_there) {
             return Ok(position);
         }
         let link = self.asking.link().await?;
         batch.check(link.max_message())?;
-        let known = lock(&self.streams).get(pipe).cloned();
-        let stale = known.is_some_and(|stream| stream.seen.elapsed() > FRESH);
-        let push = Push::new(
+        let mut push = Push::new(
             Arc::clone(self),
             Arc::clone(&link),
             pipe.clone(),
@@ -244,24 +250,28 @@ impl Shared {
             id,
             batch,
         );
-        if !stale {
-            return push.run().await;
-        }
-        // Where others have removed the pipe and made it again, positions are of another epoch. The push
-        // does not wait for that to be known.
-        let (pushed, info) = tokio::join!(push.run(), self.look(&link, pipe));
-        let position = pushed?;
-        match info {
-            Ok(Some(info)) => {
-                let stream = Arc::new(Stream::new(&info, &link)?);
-                lock(&self.streams).insert(pipe.clone(), Arc::clone(&stream));
-                Ok(stream.position(position.seq()))
+        let position = match stale {
+            false => push.run().await?,
+            // Where others have removed the pipe and made it again, positions are of another epoch. The push
+            // does not wait for that to be known.
+            true => {
+                let (pushed, info) = tokio::join!(push.run(), self.look(&link, pipe));
+                let position = pushed?;
+                match info {
+                    Ok(Some(info)) => {
+                        let stream = Arc::new(Stream::new(&info, &link)?);
+                        lock(&self.streams).insert(pipe.clone(), Arc::clone(&stream));
+                        stream.position(position.seq())
+                    }
+                    _ => {
+                        self.forget(pipe);
+                        position
+                    }
+                }
             }
-            _ => {
-                self.forget(pipe);
-                Ok(position)
-            }
-        }
+        };
+        push.end(position);
+        Ok(position)
     }
 }
 
@@ -341,7 +351,7 @@ impl Backend for Nats {
     fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
         Box::pin(async move {
             // Who gives up before its turn has not pushed; there is one task for a producer at most.
-            let turn = self.shared.turns.take(id).await;
+            let turn = self.shared.turns.take(pipe, id).await;
             if batch.messages().len() == 1 {
                 return self.shared.push(pipe, turn, id, batch).await;
             }

@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use async_nats::HeaderMap;
 use async_nats::header::{
@@ -81,14 +82,13 @@ impl Push {
         }
     }
 
-    /// Stores what is not stored yet, and returns the position of the last message.
-    pub(super) async fn run(mut self) -> Result<Position> {
-        let pushed = self.store_all().await;
-        self.turn.end(&pushed, self.batch.messages().len());
-        pushed
+    /// Notes where it ends, for those that repeat it.
+    pub(super) fn end(&mut self, position: Position) {
+        self.turn.end(position, self.batch.messages().len());
     }
 
-    async fn store_all(&mut self) -> Result<Position> {
+    /// Stores what is not stored yet, and returns the position of the last message.
+    pub(super) async fn run(&mut self) -> Result<Position> {
         let mut stream = self.shared.stream(&self.link, &self.pipe).await?;
         let mut next = 0;
         if self.id.repeated && !self.is_remembered(&stream) {
@@ -172,16 +172,17 @@ impl Push {
 
     /// Whether the server still knows by itself what the tries before have stored.
     fn is_remembered(&self, stream: &Stream) -> bool {
-        self.turn.tried().is_some_and(|tried| {
-            // Half of the time is for the message's way, and for clocks that differ.
-            tried.first.elapsed() < stream.window / 2 && (stream.atomic || !tried.any_whole())
-        })
+        let tried = self.turn.tried();
+        // Half of the time is for the message's way, and for clocks that differ.
+        let is_fresh = |first: Instant| first.elapsed() < stream.window / 2;
+        tried.first.is_some_and(is_fresh) && (stream.atomic || !tried.any_whole())
     }
 
     /// How the messages from `next` on go, and how many of them: as in the try before, where there was one.
     fn way(&mut self, stream: &Stream, next: usize) -> (Way, usize) {
         if let Some(group) = self.turn.group(next) {
-            let count = group.end - next;
+            // A repetition has as many messages, unless its sender does not keep to that.
+            let count = group.end.min(self.batch.messages().len()) - next;
             return match group.whole && stream.atomic {
                 true => (Way::Whole, count),
                 false => by_ids(stream, count),

@@ -14,10 +14,10 @@
 //! - **Presence**: each process keeps a lock while it has the file open. Who opens it and finds nobody else
 //!   takes back what processes that died have left in the counts.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -68,6 +68,31 @@ pub(super) struct Bell {
     told: Mutex<[u64; SLOTS]>,
     /// Numbers of this process's own: a random start, then counting.
     number: AtomicU64,
+}
+
+/// Makes the file where there is none, for those who may write to the database. One that is there belongs to whoever
+/// made it: whoever may write to the folder could have put anything there.
+fn make(path: &Path, database: &Path) -> io::Result<()> {
+    let made = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    let file = match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made?,
+    };
+    let model = std::fs::symlink_metadata(database)?;
+    if !model.is_file() {
+        return Ok(());
+    }
+    // SAFETY: it has no preconditions.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let owner = is_root.then_some(model.uid());
+    let has_group = fchown(&file, owner, Some(model.gid())).is_ok();
+    // Without its group, that of this process is not to come in for it.
+    let bits = if has_group { 0o666 } else { 0o606 };
+    file.set_permissions(Permissions::from_mode(model.mode() & bits))
 }
 
 /// The file as numbers in memory that other processes see too.
@@ -185,7 +210,18 @@ impl Drop for Resetting<'_> {
 }
 
 impl Bell {
-    pub(super) fn open(path: PathBuf) -> Result<Self> {
+    /// The bell of a database.
+    ///
+    /// # Errors
+    /// `Denied`, or what else the file system says.
+    pub(super) fn of(database: &Path) -> Result<Self> {
+        let path = super::file::beside(database, "-bell");
+        make(&path, database)
+            .map_err(|error| Error::io(format!("making {}", path.display()), error))?;
+        Bell::open(path)
+    }
+
+    fn open(path: PathBuf) -> Result<Self> {
         let context = || format!("opening {}", path.display());
         let file = File::options()
             .read(true)
@@ -197,6 +233,12 @@ impl Bell {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(|error| Error::io(context(), error))?;
+        if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+            return Err(Error::new(
+                Kind::InvalidInput,
+                format!("{}: not a file", context()),
+            ));
+        }
         let mut start = [0; SLOT];
         getrandom::fill(&mut start)
             .map_err(|error| Error::io(context(), io::Error::other(error.to_string())))?;
@@ -214,25 +256,6 @@ impl Bell {
         bell.show_presence()?;
         bell.changed();
         Ok(bell)
-    }
-
-    /// Gives the file the owner and the mode of the database, as SQLite does with its own beside it: who may push by the
-    /// one may by the other.
-    pub(super) fn liken(&self, database: &Path) {
-        let likened = || {
-            let (own, model) = (self.file.metadata()?, std::fs::metadata(database)?);
-            if (own.uid(), own.gid()) != (model.uid(), model.gid()) {
-                fchown(&self.file, Some(model.uid()), Some(model.gid()))?;
-            }
-            if own.mode() != model.mode() {
-                self.file.set_permissions(model.permissions())?;
-            }
-            io::Result::Ok(())
-        };
-        if let Err(error) = likened() {
-            // It is another user's, who sees to it.
-            log::debug!("the owner and mode of {}: {error}", self.path.display());
-        }
     }
 
     /// Somebody who waits for pipe `id`.

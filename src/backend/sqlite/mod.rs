@@ -92,8 +92,7 @@ impl Sqlite {
             .map_err(|error| Error::io(format!("the store's path {}", path.display()), error))?;
         file::prepare(path)?;
         let is_store = file::is_store(path)?;
-        let bell = Arc::new(Bell::open(file::beside(path, "-bell"))?);
-        bell.liken(path);
+        let bell = Arc::new(Bell::of(path)?);
         if !is_store {
             // One after the other, so that the tables are laid out once.
             let since = Instant::now();
@@ -314,7 +313,9 @@ impl Backend for Sqlite {
             batch.check(MAX_MESSAGE)?;
             let pushed = writer::push(&self.store, pipe, id, batch.clone()).await;
             let is_full = |error: &Error| error.kind() == Kind::Full;
-            if pushed.as_ref().is_err_and(is_full) && self.store.unswept.load(Ordering::Relaxed) {
+            if pushed.as_ref().is_err_and(is_full)
+                && self.store.unswept.swap(false, Ordering::Relaxed)
+            {
                 self.sweep().await;
                 return writer::push(&self.store, pipe, id.again(), batch).await;
             }

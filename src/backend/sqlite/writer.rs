@@ -3,6 +3,8 @@
 //! Callers queue their pushes; one of them leads: it takes all that wait, stores them in one transaction,
 //! and tells each its result. So a commit, and its fdatasync, serves all who waited meanwhile.
 
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -43,6 +45,12 @@ pub(super) struct Writer {
     /// When a push has to look next whether the store is still there, in milliseconds since it was opened.
     looks_next: AtomicU64,
     opened: Instant,
+    identity: (u64, u64),
+}
+
+/// Which file it is: its device and inode.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
 #[derive(Default)]
@@ -74,8 +82,12 @@ struct Stored {
 
 impl Writer {
     pub(super) fn open(path: &Path, durability: Durability) -> Result<Self> {
+        let pen = Pen::open(path, durability)?;
+        let identity = identity(path)
+            .map_err(|error| Error::io(format!("the store {}", path.display()), error))?;
         Ok(Writer {
-            pen: Mutex::new(Pen::open(path, durability)?),
+            identity,
+            pen: Mutex::new(pen),
             queue: Mutex::default(),
             allowance: AtomicU64::new(0),
             opened: Instant::now(),
@@ -105,16 +117,23 @@ impl Writer {
         Ok(())
     }
 
-    /// Refuses what would be stored in a file that was deleted: it is gone when the last process closes it.
+    /// Refuses what would be stored in a file that was deleted or replaced: it is gone when the last process closes it.
     fn check_presence(&self, path: &Path) -> Result<()> {
         let now = self.opened.elapsed().as_millis() as u64;
         if now < self.looks_next.load(Ordering::Relaxed) {
             return Ok(());
         }
-        if !path.exists() {
+        let gone = |how: &str| {
             let path = path.display();
-            let why = format!("the store {path} was deleted while it was open; mount it anew");
-            return Err(Error::new(Kind::Io, why));
+            let why = format!("the store {path} was {how} while it was open; mount it anew");
+            Error::new(Kind::Io, why)
+        };
+        match identity(path) {
+            Ok(identity) if identity == self.identity => {}
+            Ok(_) => return Err(gone("replaced")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone("deleted")),
+            // Whoever may not look any more may write on.
+            Err(_) => {}
         }
         self.looks_next.store(now + PRESENCE, Ordering::Relaxed);
         Ok(())
