@@ -162,18 +162,23 @@ fn a_full_disk_is_enospc_and_a_reset_makes_room() {
 /// Where even a reset found no room to delete what it dropped, a push tries again once there is some.
 #[test]
 fn a_reset_on_a_disk_that_others_have_filled_makes_room_later() {
-    let place = Place::new();
-    let disk = place.disk("disk", "size=12m");
-    let source = format!("sqlite:{}/pipes.db", disk.display());
-    let mount = Mount::new(&source, &["--timeout", "5s"]);
-    let other = disk.join("other");
-    mount.sh(&format!(
-        "head -c 20000000 /dev/urandom | base64 > topic; dd if=/dev/zero of={} bs=4k; truncate -s 0 topic",
-        other.display()
-    ));
-    fs::remove_file(&other).expect("gone");
-    mount.out("echo works > topic");
-    assert_eq!(mount.lines("topic"), ["works"]);
+    for by_another in [false, true] {
+        let place = Place::new();
+        let disk = place.disk("disk", "size=12m");
+        let source = format!("sqlite:{}/pipes.db", disk.display());
+        let mut mount = Mount::new(&source, &["--timeout", "5s"]);
+        let other = disk.join("other");
+        mount.sh(&format!(
+            "head -c 20000000 /dev/urandom | base64 > topic; dd if=/dev/zero of={} bs=4k; truncate -s 0 topic",
+            other.display()
+        ));
+        fs::remove_file(&other).expect("gone");
+        if by_another {
+            mount = mount.crash_and_restart(&source, &["--timeout", "5s"]);
+        }
+        mount.out("echo works > topic");
+        assert_eq!(mount.lines("topic"), ["works"]);
+    }
 }
 
 /// Who opens a store on a disk where nothing has room any more is told so.

@@ -107,11 +107,7 @@ impl Push {
             // Of others, some may have been stored by an earlier try.
             let is_new = matches!(way, Way::Whole) || !self.id.repeated;
             let stored = self.store(&stream, way, next, count).await;
-            let outcome = stored.map_err(|error| match self.id.repeated {
-                // What an earlier try has sent may come yet.
-                true => error.maybe_applied(),
-                false => error.behind(next),
-            })?;
+            let outcome = stored.map_err(|error| self.failed(error, next))?;
             match outcome {
                 Outcome::Stored(seq) => {
                     if is_new {
@@ -127,12 +123,13 @@ impl Push {
                     }
                     misses += 1;
                     self.shared.forget(&self.pipe);
-                    stream = self.shared.stream(&self.link, &self.pipe).await?;
+                    let made = self.shared.stream(&self.link, &self.pipe).await;
+                    stream = made.map_err(|error| self.failed(error, next))?;
                     continue;
                 }
                 Outcome::Elsewhere => {
                     let why = format!("stream {} has no leader now", stream.name);
-                    return Err(Error::new(Kind::Unreachable, why));
+                    return Err(self.failed(Error::new(Kind::Unreachable, why), next));
                 }
             }
             next += count;
@@ -144,6 +141,15 @@ impl Push {
                 // A reset may have dropped them since.
                 Ok(stream.position(found.map_or(stream.last, |found| found.seq)))
             }
+        }
+    }
+
+    /// What has failed of the messages from `next` on; those before are stored.
+    fn failed(&self, error: Error, next: usize) -> Error {
+        match self.id.repeated {
+            // What an earlier try has sent may come yet.
+            true => error.maybe_applied(),
+            false => error.behind(next),
         }
     }
 

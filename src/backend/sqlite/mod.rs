@@ -114,7 +114,8 @@ impl Sqlite {
                 writer,
                 readers: Mutex::default(),
                 listener: OnceLock::new(),
-                unswept: AtomicBool::new(false),
+                // By an earlier process, perhaps.
+                unswept: AtomicBool::new(true),
             }),
         })
     }
