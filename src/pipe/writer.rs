@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use tokio::sync::Mutex;
 
-use super::framing::{Decoder, framed_len};
+use super::framing::{Decoder, framed_total};
 use crate::backend::Backend;
 use crate::error::{Applied, Error, Kind, Result};
 use crate::message::{Batch, Producer, PushId};
@@ -115,8 +115,8 @@ impl Writer {
                 if let Applied::Part(stored) = error.applied()
                     && let Some(stored) = batch.messages().get(..stored)
                 {
-                    let bytes: usize = stored.iter().map(Bytes::len).sum();
-                    let whole = bytes + stored.len() * framed_len(self.frame, 0);
+                    let bytes = stored.iter().map(|message| message.len() as u64).sum();
+                    let whole = framed_total(self.frame, stored.len() as u64, bytes) as usize;
                     let stream = self.stream(&mut state, owner);
                     (stream.doubtful, stream.failed) = (None, false);
                     decoded.whole = whole - stream.decoder.kept();

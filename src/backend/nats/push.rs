@@ -204,17 +204,12 @@ impl Push {
 
     fn free_way(&self, stream: &Stream, next: usize) -> (Way, usize) {
         let left = self.batch.messages().len() - next;
-        if left == 1 || stream.atomic && left <= WHOLE {
-            return (Way::Whole, left);
-        }
-        if stream.alone && !stream.take_short() {
+        if !stream.atomic {
+            by_ids(stream, left)
+        } else if left > WHOLE && stream.alone && !stream.take_short() {
             (Way::Chain, left.min(CHAIN))
-        } else if stream.atomic {
-            (Way::Whole, WHOLE)
-        } else if stream.alone {
-            (Way::Chain, left.min(SHORT))
         } else {
-            (Way::Each, left)
+            (Way::Whole, left.min(WHOLE))
         }
     }
 
@@ -340,12 +335,7 @@ impl Push {
         let headers = self.chained(stream, next, last);
         let answer = link.ask(&stream.subject, Some(headers), self.data(last));
         let answer = answer.await.map_err(Error::maybe_applied)?;
-        match understood(answer)? {
-            Err(error) if error.is(api::STORED_BEFORE) => Ok(Some(Outcome::Before)),
-            Err(error) if error.is(api::OTHER_STREAM) => Ok(Some(Outcome::Elsewhere)),
-            Err(_) => Ok(None),
-            answer => outcome(answer).map(Some),
-        }
+        Ok(outcome(understood(answer)?).ok())
     }
 
     /// The headers of a message of the chain that begins at `first`.
