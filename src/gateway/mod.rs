@@ -1,13 +1,15 @@
 //! The gateway: any backend, offered over HTTP.
 //!
 //! - [`server`]: connections, TLS, limits, the end; [`access`]: who may do what.
-//! - [`routes`]: the paths and the small answers; [`push`] and [`pull`]: messages in and out.
+//! - [`routes`]: the paths and the small answers; [`push`] and [`pull`]: messages in and out; [`parts`]: what they
+//!   take requests apart into.
 //! - [`room`]: memory for bodies; [`frames`]: messages as bytes; [`identity`]: pushes that come twice;
 //!   [`problem`]: errors as documents.
 
 pub mod access;
 mod frames;
 mod identity;
+mod parts;
 mod problem;
 mod pull;
 mod push;

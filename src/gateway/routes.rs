@@ -3,17 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{FromRequestParts, Path, Query, State};
-use axum::http::request::Parts;
+use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Extension, Router, middleware};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::access::{Grant, Right, admit};
+use super::parts::{Document, Parameters, Pipe};
 use super::problem::Failed;
 use super::{Gateway, pull, push};
 use crate::backend::http::wire;
@@ -59,71 +57,6 @@ async fn nowhere() -> Failed {
 async fn not_so() -> Failed {
     let error = Error::new(Kind::NotAllowed, "this path has no such method");
     Failed::with(StatusCode::METHOD_NOT_ALLOWED, error)
-}
-
-/// The pipe that a path names, and what the caller may do.
-pub(super) struct Pipe {
-    pub(super) name: PipeName,
-    grant: Grant,
-}
-
-impl Pipe {
-    /// Lets the caller do it, or not.
-    ///
-    /// # Errors
-    /// `Denied`.
-    pub(super) fn check(&self, right: Right) -> Result<()> {
-        self.grant.check(right, &self.name)
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Pipe {
-    type Rejection = Failed;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failed> {
-        let refuse = |why: PathRejection| Error::new(Kind::InvalidName, why.body_text());
-        let Path(name) = Path::<String>::from_request_parts(parts, state)
-            .await
-            .map_err(refuse)?;
-        let grant = parts.extensions.get::<Grant>().cloned();
-        Ok(Pipe {
-            name: PipeName::new(&name)?,
-            grant: grant.ok_or_else(|| Error::new(Kind::Denied, "nobody has let this in"))?,
-        })
-    }
-}
-
-/// An answer in JSON, a line for people too.
-pub(super) struct Document<T>(pub(super) T);
-
-impl<T: Serialize> IntoResponse for Document<T> {
-    fn into_response(self) -> Response {
-        match serde_json::to_vec(&self.0) {
-            Ok(mut body) => {
-                body.push(b'\n');
-                ([(header::CONTENT_TYPE, "application/json")], body).into_response()
-            }
-            Err(error) => {
-                let error = Error::new(Kind::Io, "writing JSON").caused_by(error);
-                Failed::from(error).into_response()
-            }
-        }
-    }
-}
-
-/// A query's parameters; unknown ones are refused.
-pub(super) struct Parameters<T>(pub(super) T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> {
-    type Rejection = Failed;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failed> {
-        let refuse = |why: QueryRejection| Error::new(Kind::InvalidInput, why.body_text());
-        let Query(value) = Query::<T>::from_request_parts(parts, state)
-            .await
-            .map_err(refuse)?;
-        Ok(Parameters(value))
-    }
 }
 
 async fn list(

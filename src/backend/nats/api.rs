@@ -8,9 +8,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::ids::BatchIds;
 use super::link::{ANSWER, Link, Reply};
 use super::options::NatsUrl;
-use super::push::BatchIds;
 use crate::backend::PipeInfo;
 use crate::error::{Error, Kind, Result};
 use crate::message::Position;

@@ -2,7 +2,7 @@
 //!
 //! - [`options`]: the source's URL; [`names`]: pipe names as stream names.
 //! - [`link`]: connections and requests; [`api`]: what JetStream is asked and answers.
-//! - [`push`], [`answers`], [`target`], [`tried`] and [`search`]: storing once; [`feed`], [`opening`] and [`source`]:
+//! - [`push`], [`ids`], [`answers`], [`target`], [`tried`] and [`search`]: storing once; [`feed`], [`opening`] and [`source`]:
 //!   subscribers; [`single`]: what cannot be streamed to them; [`headings`] and [`tally`]: how many bytes there are.
 //!
 //! A pipe is a stream; a stream that another program made is a pipe too, if its name has the prefix. A
@@ -21,6 +21,7 @@ mod answers;
 mod api;
 mod feed;
 mod headings;
+mod ids;
 mod link;
 mod names;
 mod opening;
@@ -50,8 +51,9 @@ use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId};
 use crate::name::PipeName;
 use api::{ApiError, Info, NOT_FOUND};
+use ids::BatchIds;
 use link::{Line, Link, MISSES, SETTLE};
-use push::{BatchIds, Push};
+use push::Push;
 use source::Subscriber;
 use tally::Tallies;
 use target::Stream;

@@ -8,7 +8,7 @@
 //! - Each for itself, with its own answer, where neither will do.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use async_nats::HeaderMap;
@@ -428,31 +428,4 @@ fn batch_headers(batch: &str, place: usize) -> HeaderMap {
     headers.insert(NATS_BATCH_ID, batch);
     headers.insert(NATS_BATCH_SEQUENCE, place.to_string());
     headers
-}
-
-/// Numbers atomic batches: a try that was given up must not mix with the next one.
-pub(super) struct BatchIds {
-    process: u64,
-    next: AtomicU64,
-}
-
-impl BatchIds {
-    /// Unlike any other process's.
-    ///
-    /// # Errors
-    /// `Io` if the system has no randomness to give.
-    pub(super) fn random() -> Result<Self> {
-        let process = getrandom::u64().map_err(|error| {
-            Error::new(Kind::Io, "drawing a random number").caused_by(error.to_string())
-        })?;
-        Ok(BatchIds {
-            process,
-            next: AtomicU64::new(1),
-        })
-    }
-
-    pub(super) fn next(&self) -> String {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        format!("{:016x}{number:x}", self.process)
-    }
 }

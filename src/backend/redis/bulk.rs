@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use redis::{Connection, RedisError, Value};
 
-use super::client::{Client, patience};
 use super::entry::{position, text};
 use super::keys::Keys;
-use super::link::{CONNECT, Server, translated};
+use super::link::{CONNECT, Server, patience, translated};
 use super::transaction::{self, Offer};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, Producer, Producers, PushId};
@@ -142,14 +141,11 @@ impl Drop for Turn {
 /// `Unreachable`; whatever keeps the server from storing it is left to the script to say.
 pub(super) async fn push(
     turn: Turn,
-    client: &Client,
+    server: Server,
     keys: &Keys,
     id: PushId,
     batch: &Batch,
 ) -> Result<Option<Position>> {
-    let Some(server) = client.server() else {
-        return Ok(None);
-    };
     let what = format!("pushing to {}", keys.stream);
     let all = CONNECT + 3 * patience(batch.bytes());
     let (keys, batch) = (keys.clone(), batch.clone());

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use super::bulk::Bulk;
 use super::entry::{strange, text};
 use super::keys::{Keys, pattern};
-use super::link::{ANSWER, Connector, Link, Server, is_broken, translated};
+use super::link::{ANSWER, Connector, Link, Server, is_broken, patience, translated};
 use super::options::{RedisUrl, Topology};
 use super::progress::Places;
 use super::scripts::Lua;
@@ -22,9 +22,6 @@ use crate::name::PipeName;
 
 /// The first line of versions that will do: scripts may ask for the time before they write.
 const OLDEST_VERSION: u32 = 7;
-
-/// Bytes a second that even a slow connection takes.
-const SLOWEST: usize = 128 << 10;
 
 /// Keys that one request of a listing looks at.
 const SCAN: usize = 1000;
@@ -339,11 +336,6 @@ impl Client {
             }
         }
     }
-}
-
-/// How long an answer may take with which, or with whose question, `bytes` are under way.
-pub(super) fn patience(bytes: usize) -> Duration {
-    ANSWER + Duration::from_secs((bytes / SLOWEST) as u64)
 }
 
 /// Makes an answer that does not come an error.

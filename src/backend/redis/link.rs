@@ -32,6 +32,14 @@ const HEAD_START: Duration = Duration::from_millis(300);
 /// side's system.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
 
+/// Bytes a second that even a slow connection takes.
+const SLOWEST: usize = 128 << 10;
+
+/// How long an answer may take with which, or with whose question, `bytes` are under way.
+pub(super) fn patience(bytes: usize) -> Duration {
+    ANSWER + Duration::from_secs((bytes / SLOWEST) as u64)
+}
+
 /// A connection that many requests share. Closed when its last clone is dropped.
 #[derive(Clone)]
 pub(super) enum Link {

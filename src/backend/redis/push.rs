@@ -31,7 +31,8 @@ pub(super) async fn push(
     }
     let keys = client.keys(pipe)?;
     if let Some(turn) = client.bulk.turn(id, batch)
-        && let Some(position) = bulk::push(turn, client, &keys, id, batch).await?
+        && let Some(server) = client.server()
+        && let Some(position) = bulk::push(turn, server, &keys, id, batch).await?
     {
         return Ok(position);
     }

@@ -14,9 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use redis::{Cmd, Connection, RedisError, Value};
 
-use super::client::patience;
 use super::entry::{position, text};
 use super::keys::Keys;
+use super::link::patience;
 use super::scripts;
 use crate::message::{Batch, Position, PushId};
 
