@@ -256,7 +256,8 @@ pub struct PullArgs {
     /// Stop after so many messages.
     #[arg(short = 'n', value_name = "N")]
     pub count: Option<u64>,
-    /// Stop when no message comes for so long, as 5s; 0 does not wait. Exit code 3 if none came at all.
+    /// Stop when no message comes for so long, as 5s; 0 does not wait. Exit code 3 if none came at all. A store that
+    /// cannot be reached is tried for as long, and at least for 2s; then exit code 1.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<Duration>,
 }

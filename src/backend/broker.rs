@@ -9,17 +9,17 @@ use super::hosts::Hosts;
 use super::secret;
 use crate::error::{Error, Kind, Result};
 
-/// Makes a connection by a task of its own, which goes on although a caller stops waiting: it may take longer than any
-/// of them waits.
+/// Makes something by a task of its own, which goes on although a caller stops waiting: a connection may take longer
+/// than any of them waits.
 ///
 /// # Errors
-/// Those of `connect`.
+/// Those of `making`.
 pub(super) async fn made_to_its_end<T: Send + 'static>(
-    connect: impl Future<Output = Result<T>> + Send + 'static,
+    making: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    tokio::spawn(connect)
+    tokio::spawn(making)
         .await
-        .map_err(|error| Error::new(Kind::Io, "connecting").caused_by(error))?
+        .map_err(|error| Error::new(Kind::Io, "a task ended early").caused_by(error))?
 }
 
 /// The two schemes of a broker. SRV records call both as the plain one.

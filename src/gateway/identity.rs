@@ -1,39 +1,67 @@
 //! Pushes that come twice.
 //!
 //! A client that has lost its connection repeats a push under its old identity on another one. The first
-//! request may still be on its way, arrive after the second, or at the same time. So of each producer the last
-//! number that was seen here is remembered, a request that comes late is not taken for a new one, and a
-//! producer's pushes are made one after the other. A gateway that was started anew has no connections of old
-//! from which one could come.
+//! request may still be on its way, arrive after the second, or at the same time, and any later. So of each producer it
+//! is remembered which numbers were seen here, and which were stored: a request that comes late is not taken for a new
+//! one, also where the store has forgotten it by a reset. And a producer's pushes are made one after the other. A gateway
+//! that was started anew has no connections of old from which one could come.
 
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OwnedMutexGuard;
 
 use crate::error::{Error, Kind, Result};
-use crate::message::{Producers, PushId};
+use crate::message::{Position, Producers, PushId};
+use crate::name::PipeName;
 
-/// Some 15 MiB at most.
+/// Of so many of a producer's last pushes it is remembered where they were stored: its client may not have heard.
+const STORED: usize = 8;
+
+/// So many gaps are remembered between a producer's pushes that were stored.
+const GAPS: usize = 8;
+
+/// Some 30 MiB at most.
 #[derive(Default)]
-pub(super) struct Identities(Mutex<Producers<Last>>);
+pub(super) struct Identities(Mutex<Producers<Arc<tokio::sync::Mutex<Pushes>>>>);
 
-/// The last number that a producer has pushed; 0 before the first.
-type Last = Arc<tokio::sync::Mutex<u64>>;
+/// What was seen here of a producer's pushes.
+#[derive(Default)]
+struct Pushes {
+    /// The last number; 0 before the first.
+    last: u64,
+    /// The pipe to which it pushes, and from which number on all were stored in that but those in `gaps`.
+    pipe: Option<PipeName>,
+    from: u64,
+    gaps: VecDeque<RangeInclusive<u64>>,
+    /// The last ones that were stored, and where.
+    stored: VecDeque<(u64, Position)>,
+}
 
 /// A producer's turn, for as long as a push takes.
-pub(super) struct Turn(OwnedMutexGuard<u64>);
+pub(super) struct Turn(OwnedMutexGuard<Pushes>);
+
+/// What to do with a push.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Push {
+    /// Store it, unless it is repeated and is found.
+    Store(PushId),
+    /// Nothing: it was stored there.
+    Known(Position),
+}
 
 impl Identities {
     /// Waits until no other push of its producer is under way. The body must have come: a request that
     /// stops half-way must not keep the turn.
     pub(super) async fn turn(&self, id: PushId) -> Turn {
-        let last = {
+        let pushes = {
             let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let last = seen.get(&id.producer).cloned().unwrap_or_default();
-            seen.set(id.producer, Arc::clone(&last));
-            last
+            let pushes = seen.get(&id.producer).cloned().unwrap_or_default();
+            seen.set(id.producer, Arc::clone(&pushes));
+            pushes
         };
-        Turn(last.lock_owned().await)
+        Turn(pushes.lock_owned().await)
     }
 }
 
@@ -42,24 +70,78 @@ impl Turn {
     /// its sender takes it for the first try.
     ///
     /// # Errors
-    /// `Interrupted` for a first try that comes after a later push of the same producer: its sender has
-    /// given it up.
-    pub(super) fn note(&mut self, id: PushId, first: bool) -> Result<PushId> {
-        let last = *self.0;
-        *self.0 = id.seq.max(last);
-        if !first || id.seq == last {
-            return Ok(id.again());
+    /// `Interrupted` for a try that comes after a later push of the same producer: its sender has given it
+    /// up, or was answered long ago. The store may know it no more, after a reset.
+    pub(super) fn note(&mut self, pipe: &PipeName, id: PushId, first: bool) -> Result<Push> {
+        let pushes = &mut *self.0;
+        let last = pushes.last;
+        pushes.turn_to(pipe);
+        pushes.go_on_to(id.seq);
+        let late = |why| Err(Error::new(Kind::Interrupted, why));
+        if let Some((_, position)) = pushes.stored.iter().find(|stored| stored.0 == id.seq) {
+            return Ok(Push::Known(*position));
         }
-        if id.seq < last {
-            return Err(Error::new(
-                Kind::Interrupted,
-                "a push that was given up came late; it is not stored",
-            ));
+        if first && id.seq < last {
+            return late("a push that was given up came late; it is not stored");
         }
-        Ok(PushId {
-            repeated: false,
+        if pushes.was_stored(id.seq) {
+            return late("a push that was stored came once more, behind many later ones");
+        }
+        Ok(Push::Store(PushId {
+            repeated: !first || id.seq == last,
             ..id
-        })
+        }))
+    }
+
+    /// Notes where the push was stored.
+    pub(super) fn stored(&mut self, id: PushId, position: Position) {
+        let Pushes { gaps, stored, .. } = &mut *self.0;
+        let within = gaps.iter().position(|gap| gap.contains(&id.seq));
+        if let Some(gap) = within.and_then(|at| gaps.remove(at)) {
+            let parts = [*gap.start()..=id.seq - 1, id.seq + 1..=*gap.end()];
+            gaps.extend(parts.into_iter().filter(|part| !part.is_empty()));
+        }
+        stored.push_back((id.seq, position));
+        if stored.len() > STORED {
+            stored.pop_front();
+        }
+    }
+}
+
+impl Pushes {
+    /// Begins anew where the producer pushes to another pipe: of that nothing is known.
+    fn turn_to(&mut self, pipe: &PipeName) {
+        if self.pipe.as_ref() != Some(pipe) {
+            self.pipe = Some(pipe.clone());
+            self.from = self.last.saturating_add(1);
+            self.gaps.clear();
+            self.stored.clear();
+        }
+    }
+
+    /// Push `seq` has come; it and those left out before it may still be stored.
+    fn go_on_to(&mut self, seq: u64) {
+        if seq <= self.last {
+            return;
+        }
+        if self.from > self.last {
+            // The first one to this pipe. Those before may have come to a gateway before this one.
+            self.from = seq;
+            self.gaps.push_back(seq..=seq);
+        } else {
+            self.gaps.push_back(self.last + 1..=seq);
+        }
+        self.last = seq;
+        while self.gaps.len() > GAPS
+            && let Some(gap) = self.gaps.pop_front()
+        {
+            // Of what stands before, nothing is known any more.
+            self.from = self.from.max(gap.end().saturating_add(1));
+        }
+    }
+
+    fn was_stored(&self, seq: u64) -> bool {
+        (self.from..=self.last).contains(&seq) && !self.gaps.iter().any(|gap| gap.contains(&seq))
     }
 }
 
@@ -72,9 +154,30 @@ mod tests {
         PushId::first(Producer::from_bytes(producer.to_be_bytes()), seq).again()
     }
 
-    async fn repeated(seen: &Identities, id: PushId, first: bool) -> Result<bool> {
-        let noted = seen.turn(id).await.note(id, first);
-        noted.map(|id| id.repeated)
+    fn pipe(name: &str) -> PipeName {
+        PipeName::new(name).expect("legal")
+    }
+
+    fn at(seq: u64) -> Position {
+        Position::new(1, seq)
+    }
+
+    /// What becomes of a push that is then stored, if it is stored.
+    async fn pushed(seen: &Identities, to: &str, id: PushId, first: bool) -> Result<Push> {
+        let mut turn = seen.turn(id).await;
+        let noted = turn.note(&pipe(to), id, first)?;
+        if noted != Push::Known(at(id.seq)) {
+            turn.stored(id, at(id.seq));
+        }
+        Ok(noted)
+    }
+
+    /// The same of one that fails.
+    async fn failed(seen: &Identities, id: PushId, first: bool) -> Result<bool> {
+        match seen.turn(id).await.note(&pipe("topic"), id, first)? {
+            Push::Store(id) => Ok(id.repeated),
+            Push::Known(position) => panic!("stored at {position}"),
+        }
     }
 
     #[tokio::test]
@@ -90,7 +193,7 @@ mod tests {
             (id(2, 5), false, true),
             (id(2, 5), true, true),
         ] {
-            let noted = repeated(&seen, id, first).await;
+            let noted = failed(&seen, id, first).await;
             assert_eq!(noted.expect("taken"), searched, "{id:?} {first}");
         }
     }
@@ -98,9 +201,47 @@ mod tests {
     #[tokio::test]
     async fn what_was_given_up_is_not_stored_late_but_may_be_asked_for_again() {
         let seen = Identities::default();
-        repeated(&seen, id(1, 7), true).await.expect("new");
-        assert!(repeated(&seen, id(1, 6), true).await.is_err());
-        assert!(repeated(&seen, id(1, 6), false).await.expect("asked for"));
+        failed(&seen, id(1, 6), true).await.expect("new");
+        pushed(&seen, "topic", id(1, 8), true).await.expect("new");
+        for seq in [6, 7] {
+            assert!(failed(&seen, id(1, seq), true).await.is_err());
+            assert!(failed(&seen, id(1, seq), false).await.expect("asked for"));
+        }
+        // One that a gateway before this one may have seen, too.
+        assert!(failed(&seen, id(1, 5), false).await.expect("asked for"));
+    }
+
+    #[tokio::test]
+    async fn what_was_stored_is_not_stored_again_though_the_store_may_have_forgotten_it() {
+        let seen = Identities::default();
+        for seq in 1..=20 {
+            pushed(&seen, "topic", id(1, seq), true).await.expect("new");
+            let again = pushed(&seen, "topic", id(1, seq), false).await;
+            assert_eq!(again.expect("stored"), Push::Known(at(seq)));
+        }
+        let late = pushed(&seen, "topic", id(1, 15), false).await;
+        assert_eq!(late.expect("stored"), Push::Known(at(15)));
+        for (seq, first) in [(3, false), (3, true)] {
+            let late = pushed(&seen, "topic", id(1, seq), first).await;
+            assert_eq!(late.expect_err("late").kind(), Kind::Interrupted);
+        }
+        // In another pipe it is another push.
+        let other = pushed(&seen, "other", id(1, 20), false).await;
+        assert_eq!(other.expect("taken"), Push::Store(id(1, 20)));
+    }
+
+    #[tokio::test]
+    async fn of_many_gaps_the_oldest_are_forgotten() {
+        let seen = Identities::default();
+        for seq in (1..100).map(|number| 10 * number) {
+            pushed(&seen, "topic", id(1, seq), true).await.expect("new");
+        }
+        for seq in [1, 11, 500, 985, 989] {
+            assert!(
+                failed(&seen, id(1, seq), false).await.expect("unknown"),
+                "{seq}"
+            );
+        }
     }
 
     #[tokio::test]

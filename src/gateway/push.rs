@@ -16,15 +16,19 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::Gateway;
 use super::access::Right;
 use super::frames::PushFormat;
+use super::identity::Push;
 use super::parts::{Document, Parameters, Pipe};
 use super::problem::Failed;
 use super::room::Room;
-use crate::backend::http::wire::{ATTEMPT, FIRST, KEY, MAX_BODY, MAX_MESSAGE, Pushed, identity};
+use crate::backend::http::wire::{
+    ATTEMPT, FIRST, KEY, MAX_BODY, MAX_MESSAGE, MAX_MESSAGES, Pushed, identity,
+};
+use crate::backend::weight;
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, Producer, PushId};
 use crate::metrics;
 use crate::name::PipeName;
-use crate::pipe::framing::Decoder;
+use crate::pipe::framing::{self, Decoder};
 
 /// How long a body that is announced may be silent.
 const SILENCE: Duration = Duration::from_secs(20);
@@ -35,6 +39,9 @@ const SLOWEST: u64 = 16 << 10;
 /// The same two where others wait for the memory that is held for the body.
 const HASTE: Duration = Duration::from_secs(1);
 const BRISK: u64 = 512 << 10;
+
+/// How much of a body that streams is pushed at once, in bytes: each of them may be a message.
+const PART: usize = 64 << 10;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,29 +107,44 @@ impl Incoming<'_> {
         }
         let mut room = Room::default();
         let body = self.collect(body, length, &mut room).await?;
+        let count = framing::count(self.format.frame(), &body);
+        if count > MAX_MESSAGES {
+            let why = format!("a body of {count} messages is over the limit of {MAX_MESSAGES}");
+            return Err(Error::new(Kind::TooLong, why).into());
+        }
+        let weight = body.len() + count * weight(&[]);
+        self.gateway.rooms.reserve(&mut room, weight).await?;
         let mut decoder = Decoder::new(self.format.frame(), self.limit);
-        let decoded = decoder.decode(&body);
+        let mut decoded = decoder.decode(&body);
         if let Some(refused) = decoded.refused {
             return Err(refused.into());
         }
-        let mut contents = decoded.messages.clone();
+        let mut contents = std::mem::take(&mut decoded.messages);
         decoder.accept(&body, decoded, false)?;
         contents.extend(decoder.finish()?);
         let Some(key) = key else {
             let id = PushId::first(Producer::random()?, 1);
-            return self.stored(id, contents).await;
+            let (position, count) = self.store(id, contents).await?;
+            return Ok(Pushed { position, count });
         };
         // Held until the push is made, so that one of the same key finds it.
         let mut turn = self.gateway.identities.turn(key).await;
-        let id = turn.note(key, first)?;
+        let id = match turn.note(self.pipe, key, first)? {
+            Push::Store(id) => id,
+            Push::Known(position) => {
+                return Ok(Pushed {
+                    position: Some(position),
+                    count: contents.len() as u64,
+                });
+            }
+        };
         if id.repeated {
             metrics::SEARCHED.add(1);
         }
-        self.stored(id, contents).await
-    }
-
-    async fn stored(&self, id: PushId, contents: Vec<Bytes>) -> Result<Pushed, Failed> {
         let (position, count) = self.store(id, contents).await?;
+        if let Some(position) = position {
+            turn.stored(id, position);
+        }
         Ok(Pushed { position, count })
     }
 
@@ -218,10 +240,11 @@ impl Incoming<'_> {
             };
             let before = pushed.count;
             while !piece.is_empty() {
-                let mut decoded = decoder.decode(&piece);
+                let part = piece.slice(..piece.len().min(PART));
+                let mut decoded = decoder.decode(&part);
                 let contents = std::mem::take(&mut decoded.messages);
                 store(contents, &mut pushed).await?;
-                let taken = decoder.accept(&piece, decoded, false);
+                let taken = decoder.accept(&part, decoded, false);
                 let taken = taken.map_err(|error| Failed::after(error, pushed.count))?;
                 piece.advance(taken);
             }

@@ -113,7 +113,8 @@ impl Rooms {
             false => (&self.large, &mut room.large),
         };
         let have = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let missing = (bytes / UNIT).saturating_sub(have);
+        // Who wants more than there is gets all of it.
+        let missing = (bytes.min(FOR_LARGE) / UNIT).saturating_sub(have);
         if missing == 0 {
             return Ok(());
         }

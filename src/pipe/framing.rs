@@ -25,6 +25,28 @@ pub fn framed_total(frame: Frame, count: u64, bytes: u64) -> u64 {
     bytes.saturating_add(count.saturating_mul(framed_len(frame, 0) as u64))
 }
 
+/// How many messages `stream` holds from its beginning on, also one that it cuts.
+pub fn count(frame: Frame, stream: &[u8]) -> usize {
+    let delimited = |end| {
+        let rest = stream.last().is_some_and(|last| *last != end);
+        memchr::memchr_iter(end, stream).count() + usize::from(rest)
+    };
+    match frame {
+        Frame::Line => delimited(b'\n'),
+        Frame::Nul => delimited(b'\0'),
+        Frame::File => usize::from(!stream.is_empty()),
+        Frame::Len => {
+            let (mut rest, mut count) = (stream, 0);
+            while let Some((header, data)) = rest.split_first_chunk::<HEADER>() {
+                count += 1;
+                let length = u32::from_be_bytes(*header) as usize;
+                rest = data.get(length..).unwrap_or_default();
+            }
+            count
+        }
+    }
+}
+
 /// Appends the framed message's bytes from `skip` on, at most `room` of them, to `out`.
 pub fn encode(frame: Frame, message: &[u8], skip: usize, room: usize, out: &mut Vec<u8>) {
     let header = (message.len() as u32).to_be_bytes();

@@ -17,13 +17,19 @@ use crate::pipe::subscription::{Step, Subscription};
 use crate::pipe::writer::Writer;
 use crate::selector::{Frame, Mode};
 
-/// How long an unreachable backend is retried.
+/// How long an unreachable backend is retried; for who will not wait so long for a message, no longer than that, but
+/// this long at least.
 const TIMEOUT: Duration = Duration::from_secs(30);
+const SHORTEST: Duration = Duration::from_secs(2);
 
 /// Bytes read from standard input, or fetched, at once.
 const PIECE: usize = 256 << 10;
 
 fn open(args: SourceArgs) -> Result<Arc<dyn Backend>> {
+    open_within(TIMEOUT, args)
+}
+
+fn open_within(timeout: Duration, args: SourceArgs) -> Result<Arc<dyn Backend>> {
     let source = source_or_default(args.source)?;
     if matches!(source, BackendUrl::Memory { .. }) {
         return Err(Error::new(
@@ -31,7 +37,7 @@ fn open(args: SourceArgs) -> Result<Arc<dyn Backend>> {
             "memory: lives in one mount's process; use its files instead",
         ));
     }
-    Ok(Arc::new(Retry::new(backend::open(&source)?, Some(TIMEOUT))))
+    Ok(Arc::new(Retry::new(backend::open(&source)?, Some(timeout))))
 }
 
 pub(super) fn push(args: PushArgs) -> Result<Outcome> {
@@ -74,8 +80,9 @@ pub(super) fn push(args: PushArgs) -> Result<Outcome> {
 pub(super) fn pull(args: PullArgs) -> Result<Outcome> {
     let frame = args.topic.options.frame.unwrap_or(args.frame);
     let mode = args.topic.options.mode.unwrap_or(Mode::Drain);
+    let patience = args.timeout.unwrap_or(TIMEOUT).clamp(SHORTEST, TIMEOUT);
     runtime(1)?.block_on(async move {
-        let backend = open(args.source)?;
+        let backend = open_within(patience, args.source)?;
         let mut subscription = Subscription::open(&*backend, &args.topic.pipe, mode).await?;
         let mut output = Output::new(frame, args.count);
         while !output.is_complete() {

@@ -9,7 +9,9 @@ struct Filtered(Logger);
 
 /// Starts the log.
 pub fn start() {
-    let logger = env_logger::Builder::from_env(Env::new().filter_or("DNPIPES_LOG", "warn")).build();
+    // What fails in a crate is an error here, and is told of once.
+    let usual = Env::new().filter_or("DNPIPES_LOG", "error,dnpipes=warn,fuser=warn");
+    let logger = env_logger::Builder::from_env(usual).build();
     log::set_max_level(logger.filter());
     if log::set_boxed_logger(Box::new(Filtered(logger))).is_err() {
         log::error!("the log was started twice");

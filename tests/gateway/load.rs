@@ -11,6 +11,7 @@ use dnpipes::backend::{Backend, Limit, Start};
 use dnpipes::message::{Batch, Producer, PushId};
 use dnpipes::name::PipeName;
 
+use crate::curl::curl;
 use crate::gateway::Gateway;
 
 /// The most memory that the process ever had resident, in MiB.
@@ -93,4 +94,31 @@ async fn two_hundred_followers_of_twenty_writers_get_everything_in_order_in_litt
     assert!(all.iter().all(|seen| *seen == all[0]), "all see one order");
     let peak = peak_mib(gateway.pid());
     assert!(peak < 200, "{peak} MiB");
+}
+
+#[test]
+fn a_body_of_very_many_messages_is_refused_and_one_of_many_takes_little() {
+    const MOST: usize = 1 << 20;
+    let folder = tempfile::tempdir().expect("a folder");
+    let gateway = Gateway::start("memory:", &[]);
+    let pipe = format!("{}v1/pipes/topic", gateway.url());
+    let push = |content: &[u8], frame: &str| {
+        let file = folder.path().join("body");
+        std::fs::write(&file, content).expect("a file");
+        let data = format!("@{}", file.display());
+        let messages = format!("{pipe}/messages?frame={frame}");
+        curl(&["--data-binary", &data, &messages]).0
+    };
+    for (frame, empty) in [("line", &b"\n"[..]), ("nul", b"\0"), ("len", b"\0\0\0\0")] {
+        assert_eq!(push(&empty.repeat(MOST + 1), frame), 413, "{frame}");
+        assert_eq!(
+            push(&empty.repeat((60 << 20) / empty.len()), frame),
+            413,
+            "{frame}"
+        );
+        assert_eq!(push(&empty.repeat(MOST), frame), 200, "{frame}");
+        assert_eq!(curl(&["-X", "DELETE", &pipe]).0, 200);
+    }
+    let peak = peak_mib(gateway.pid());
+    assert!(peak < 512, "{peak} MiB");
 }

@@ -91,6 +91,46 @@ fn a_first_try_that_comes_when_its_client_has_gone_on_is_refused_unless_it_is_as
 }
 
 #[test]
+fn a_repeat_that_comes_behind_a_reset_brings_nothing_back() {
+    for dropped in ["/messages", ""] {
+        for (gateway, _folder) in gateways() {
+            let pipe = format!("{}v1/pipes/topic", gateway.url());
+            let messages = format!("{pipe}/messages");
+            let push = |seq, first| {
+                let mut client = Raw::open(&gateway);
+                client.send(head(seq, first).as_bytes()).send(BODY);
+                client.answer().expect("an answer").status
+            };
+            let drop_all = || {
+                let answer = curl(&["-X", "DELETE", &format!("{pipe}{dropped}")]);
+                assert_eq!(answer.0, 200, "{}", answer.1);
+            };
+            let assert_empty = || {
+                let (status, body) = curl(&[&messages]);
+                // One that was removed is not even there.
+                assert!(body.is_empty() || status == 404, "{body}");
+            };
+            let whole = [head(1, false).as_bytes(), BODY].concat();
+            let (last, rest) = whole.split_last().expect("bytes");
+            let mut late = Raw::open(&gateway);
+            late.send(rest);
+            assert_eq!(push(1, false), 200);
+            drop_all();
+            late.send(&[*last]);
+            assert_eq!(late.answer().expect("an answer").status, 200);
+            assert_empty();
+            // Behind many later ones, of which the answers are long there.
+            for seq in 2..=20 {
+                assert_eq!(push(seq, true), 200);
+            }
+            drop_all();
+            assert_eq!((push(2, false), push(20, false)), (409, 200));
+            assert_empty();
+        }
+    }
+}
+
+#[test]
 fn the_same_key_at_the_same_time_is_stored_once() {
     for (gateway, _folder) in gateways() {
         let messages = format!("{}v1/pipes/topic/messages", gateway.url());

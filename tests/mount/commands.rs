@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
-use crate::support::{DNPIPES, Mount, Store, wait_for};
+use crate::gateway::free_port;
+use crate::support::{DNPIPES, Mount, Store, finish, wait_for};
 
 fn code(output: &Output) -> Option<i32> {
     output.status.code()
@@ -161,6 +162,22 @@ fn pull_times_out() {
         "--timeout 30s T",
     ] {
         assert_eq!(store.out(&format!("dnpipes pull {args}")), "a\n", "{args}");
+    }
+}
+
+/// A store that is away is waited for no longer than a message would be.
+#[test]
+fn a_pull_that_does_not_wait_long_does_not_wait_long_for_the_store() {
+    let nobody = format!("redis://127.0.0.1:{}/", free_port());
+    for timeout in ["0", "1s"] {
+        let mut pull = Command::new(DNPIPES);
+        pull.args(["pull", "--source", &nobody, "--timeout", timeout, "T"]);
+        let output = finish(&mut pull);
+        assert_eq!(code(&output), Some(1));
+        assert!(
+            errors(&output).contains("no answer within 2s"),
+            "{output:?}"
+        );
     }
 }
 

@@ -426,6 +426,55 @@ fn followers_of_a_cluster_survive_a_node_that_is_killed() {
 }
 
 #[test]
+fn a_cluster_is_waited_for_while_a_slot_has_no_master() {
+    let services = Services::start(&["redis-cluster"]);
+    let mount = Mount::new(&format!("{}?cluster", services.url()), &[]);
+    mount.out("for i in 1 2 3 4 5 6 7 8; do echo before > pipe$i; done");
+    let readers: Vec<Running> = (1..=8)
+        .map(|pipe| {
+            let mut reader = mount.spawn(&format!("exec cat pipe{pipe}@follow"));
+            assert_eq!(reader.line(), "before");
+            reader
+        })
+        .collect();
+    services.tell("kill", "redis-2");
+    let writers: Vec<Running> = (1..=8)
+        .map(|pipe| mount.spawn(&format!("echo after > pipe{pipe}")))
+        .collect();
+    // By now the others have sent whoever asked them to the one that is dead.
+    wait_for("the others to miss it", || {
+        let nodes = cli(&services.named("redis-1"), "redis CLUSTER NODES");
+        nodes.contains("master,fail ").then_some(())
+    });
+    services.tell("start", "redis-2");
+    for writer in writers {
+        let output = writer.finish();
+        assert!(output.status.success(), "{output:?} {}", mount.log());
+    }
+    for mut reader in readers {
+        assert_eq!(reader.line(), "after", "{}", mount.log());
+    }
+}
+
+#[test]
+fn a_stream_that_expires_is_warned_of() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    cli(
+        &server,
+        "redis XADD dnpipes:short '*' data x; redis EXPIRE dnpipes:short 1000",
+    );
+    mount.out("echo y > short; cat short; echo z > long; cat long");
+    let log = mount.log();
+    assert_eq!(
+        log.matches("short: its stream expires in").count(),
+        1,
+        "{log}"
+    );
+    assert!(!log.contains("long: its"), "{log}");
+}
+
+#[test]
 fn the_last_65536_pushes_are_known_and_no_more_than_twice_as_many_are_kept() {
     const PUSHES: u64 = 140_000;
     let (_services, server) = start(&["appendfsync no"]);

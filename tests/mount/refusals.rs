@@ -226,6 +226,44 @@ fn a_store_that_was_deleted_takes_no_more_pushes() {
     );
 }
 
+/// Whoever comes then makes another one, of which the mount hears nothing.
+#[test]
+fn without_its_bell_a_store_is_read_rightly_and_not_changed() {
+    let place = Place::new();
+    let source = format!("sqlite:{}", place.path("pipes.db").display());
+    let mount = Mount::new(&source, &[]);
+    mount.out("seq 3 > topic; seq 3 > kept");
+    let readers = ["topic", "kept"].map(|pipe| {
+        let mut reader = mount.spawn(&format!("exec cat {pipe}@follow"));
+        let lines = [reader.line(), reader.line(), reader.line()];
+        assert_eq!(lines, ["1", "2", "3"]);
+        reader
+    });
+    fs::remove_file(place.path("pipes.db-bell")).expect("gone");
+    let dnpipes = |args: &[&str]| {
+        let output = finish(Command::new(DNPIPES).args(args).args(["--source", &source]));
+        assert!(output.status.success(), "{output:?}");
+    };
+    // It gets the place of the one that was removed.
+    dnpipes(&["rm", "topic"]);
+    dnpipes(&["push", "other", "a", "b", "c", "d", "e"]);
+    dnpipes(&["push", "kept", "4"]);
+    dnpipes(&["push", "topic", "new"]);
+    let [mut topic, mut kept] = readers;
+    assert_eq!((topic.line(), kept.line()), ("new".into(), "4".into()));
+    assert_eq!(mount.out("cat topic@snapshot"), "new\n");
+    dnpipes(&["reset", "kept"]);
+    assert_eq!(mount.out("cat kept@snapshot"), "");
+    for change in ["truncate -s 0 topic", "touch made"] {
+        assert!(!mount.sh(change).status.success(), "{change}");
+    }
+    wait_for("a push that is refused", || {
+        (!mount.sh("echo two > topic").status.success()).then_some(())
+    });
+    let log = mount.log();
+    assert!(log.contains("-bell was replaced"), "{log}");
+}
+
 /// A file that is no store is refused, by `mount` and by the other commands, and not touched.
 #[test]
 fn a_file_that_is_no_store_is_refused_and_left_as_it_is() {

@@ -1,8 +1,9 @@
 //! Messages of foreign publishers that the client's parser cannot read: it breaks the connection over them.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dnpipes::backend::retry::Retry;
@@ -253,4 +254,74 @@ async fn who_may_not_fetch_a_malformed_message_is_told() {
     source.next(NEXT).await.expect("a message");
     let error = refused(source.next(NEXT)).await;
     assert_eq!(error.kind(), Kind::Denied);
+}
+
+/// Passes on what a client and the server say, and once, with what the server says behind the first push, `evil`.
+fn with_evil(services: &Services, evil: &'static [u8]) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let server = services.server().port;
+    let done = Arc::new(AtomicBool::new(false));
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let client = client.expect("a client");
+            let server = TcpStream::connect(("127.0.0.1", server)).expect("the server");
+            let halves = |from: &TcpStream, to: &TcpStream| {
+                (
+                    from.try_clone().expect("a copy"),
+                    to.try_clone().expect("a copy"),
+                )
+            };
+            let pushed = Arc::new(AtomicBool::new(false));
+            let (done, seen) = (Arc::clone(&done), Arc::clone(&pushed));
+            let (from, to) = halves(&client, &server);
+            std::thread::spawn(move || {
+                pass_on(from, to, |bytes| {
+                    let is_push = bytes.windows(14).any(|part| part == b"dnpipes-topic ");
+                    seen.fetch_or(is_push, Ordering::SeqCst);
+                    &[]
+                })
+            });
+            std::thread::spawn(move || {
+                pass_on(server, client, |_| match pushed.load(Ordering::SeqCst) {
+                    true if !done.swap(true, Ordering::SeqCst) => evil,
+                    _ => &[],
+                })
+            });
+        }
+    });
+    port
+}
+
+fn pass_on(mut from: TcpStream, mut to: TcpStream, first: impl Fn(&[u8]) -> &'static [u8]) {
+    let mut bytes = [0; 65536];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        if to.write_all(first(&bytes[..count])).is_err() || to.write_all(&bytes[..count]).is_err() {
+            break;
+        }
+    }
+    // The other one may have gone already.
+    drop((from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both)));
+}
+
+#[tokio::test]
+async fn what_stops_the_client_in_the_midst_of_its_work_costs_a_connection_and_no_more() {
+    for evil in [
+        &b"MSG x 1 18446744073709551613\r\n"[..],
+        b"HMSG x 1 18446744073709551615 18446744073709551615\r\n",
+        b"no word of the protocol\r\n",
+    ] {
+        let services = Services::start(&["nats-new"]);
+        let url = format!("nats://127.0.0.1:{}/", with_evil(&services, evil));
+        let client = Retry::new(Arc::new(client(&url)), Some(Duration::from_secs(20)));
+        for text in ["one", "two", "three"] {
+            let pushed = client.push(&name("topic"), new_id(), batch(&[text])).await;
+            pushed.expect("stored");
+        }
+        let direct = crate::client(&services.url());
+        assert_eq!(
+            pull(&direct, "topic").await.expect("messages"),
+            ["one", "two", "three"]
+        );
+    }
 }

@@ -1,6 +1,6 @@
 //! A push is stored once, also where the server does not know it any more.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dnpipes::backend::Backend;
 use dnpipes::backend::nats::Nats;
@@ -9,6 +9,8 @@ use serde_json::json;
 
 use crate::services::Services;
 use crate::{Other, batch, client, contents, name, new_id, pull, push};
+
+const DEADLINE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn a_repeated_push_is_known_beyond_the_servers_window() {
@@ -222,6 +224,43 @@ async fn what_is_known_of_a_push_holds_for_its_pipe_as_long_as_that_is_there() {
             let pipe = name("c");
             let pushed = client.push(&pipe, id.again(), batch(&five[..fewer]));
             pushed.await.expect("an answer");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_search_that_is_given_up_again_and_again_ends_and_leaves_no_consumer() {
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind]);
+        let one = client(&services.url());
+        let (pipe, id) = (name("topic"), new_id());
+        let first = one.push(&pipe, id, batch(&["first"])).await;
+        for _ in 0..20 {
+            push(&one, "topic", &["other"; 1000]).await.expect("stored");
+        }
+        // Who repeats it does not know of the first try.
+        let again = client(&services.url());
+        let mut given_up = 0;
+        let since = Instant::now();
+        let found = loop {
+            let tried = again.push(&pipe, id.again(), batch(&["first"]));
+            match tokio::time::timeout(Duration::from_millis(2), tried).await {
+                Ok(found) => break found,
+                Err(_) => given_up += 1,
+            }
+            assert!(since.elapsed() < DEADLINE, "given up {given_up} times");
+        };
+        assert_eq!(found.expect("found"), first.expect("stored"), "{kind}");
+        assert!(given_up > 1, "this shows nothing");
+        let other = Other::new(&services).await;
+        loop {
+            let info = other.api("STREAM.INFO.dnpipes-topic", json!(null)).await;
+            let consumers = info["state"]["consumer_count"].as_u64();
+            if consumers == Some(0) {
+                break;
+            }
+            assert!(since.elapsed() < DEADLINE, "{kind}: {consumers:?} are left");
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }

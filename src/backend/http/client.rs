@@ -31,6 +31,9 @@ const SILENCE: Duration = Duration::from_secs(3 * wire::HEARTBEAT);
 /// Answers that are documents, in bytes: beyond it is no gateway's.
 const MOST: usize = 64 << 20;
 
+/// The same of those that tell of a failure.
+const MOST_OF_PROBLEM: usize = 64 << 10;
+
 pub(super) struct Client {
     http: reqwest::Client,
     base: Url,
@@ -132,7 +135,7 @@ impl Client {
             request = request.header(wire::ATTEMPT, wire::FIRST);
         }
         let response = self.within(patience, request.body(body.freeze())).await?;
-        let pushed: wire::Pushed = parse(response).await.map_err(Error::maybe_applied)?;
+        let pushed: wire::Pushed = parse(response, MOST).await.map_err(Error::maybe_applied)?;
         pushed
             .position
             .ok_or_else(|| not_a_gateway("a push without a position").maybe_applied())
@@ -156,7 +159,7 @@ impl Client {
 
     /// Sends, and reads the answer's document.
     pub(super) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
-        parse(self.send(request).await?).await
+        parse(self.send(request).await?, MOST).await
     }
 
     /// What a failed request means.
@@ -215,7 +218,7 @@ async fn checked(response: Response) -> Result<Response> {
         .get(CONTENT_TYPE)
         .is_some_and(|value| value == wire::PROBLEM);
     if typed
-        && let Ok(problem) = parse::<wire::Problem>(response).await
+        && let Ok(problem) = parse::<wire::Problem>(response, MOST_OF_PROBLEM).await
         && let Some(error) = problem.error()
     {
         return Err(translated(error));
@@ -250,13 +253,14 @@ pub(super) fn translated(error: Error) -> Error {
     }
 }
 
-async fn parse<T: DeserializeOwned>(mut response: Response) -> Result<T> {
+/// Reads an answer's document, of at most `most` bytes.
+async fn parse<T: DeserializeOwned>(mut response: Response, most: usize) -> Result<T> {
     let cut = |error: reqwest::Error| {
         Error::new(Kind::Unreachable, "the answer was cut").caused_by(error.without_url())
     };
     let mut body = Vec::new();
     while let Some(piece) = response.chunk().await.map_err(cut)? {
-        if body.len() + piece.len() > MOST {
+        if body.len() + piece.len() > most {
             return Err(not_a_gateway("an answer without end"));
         }
         body.extend_from_slice(&piece);

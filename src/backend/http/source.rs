@@ -210,16 +210,23 @@ impl Subscriber {
         if !self.pending.is_empty() {
             self.bounds(None).await?;
         }
+        if self.stream.as_ref().is_some_and(|s| s.before.is_some()) {
+            self.stream = None;
+        }
+        let mut opened = false;
         loop {
             let ready = self.take(limit.max_bytes, None);
             if !ready.is_empty() {
                 return Ok(ready);
             }
-            if self.stream.as_ref().is_some_and(|s| s.before.is_some()) {
-                self.stream = None;
-            }
             if self.stream.is_none() {
+                if opened {
+                    // Opened once more at once, it would end as soon, and so on.
+                    let why = "the gateway has ended a stream that goes on for ever";
+                    return Err(Error::new(Kind::Unreachable, why));
+                }
                 self.stream = Some(self.open(None).await?);
+                opened = true;
             }
             self.advance().await?;
         }

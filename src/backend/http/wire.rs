@@ -19,6 +19,9 @@ pub const MAX_MESSAGE: usize = 64 << 20;
 /// Longest body of a push that is stored as one batch, in bytes: the longest message and some framing.
 pub const MAX_BODY: usize = MAX_MESSAGE + (1 << 20);
 
+/// Most messages in such a body: as many as one request of a mount can hold.
+pub const MAX_MESSAGES: usize = 1 << 20;
+
 /// The media type of [`Record`]s.
 pub const RECORDS: &str = "application/vnd.dnpipes.records";
 
@@ -198,7 +201,7 @@ impl Problem {
     /// The error that it tells of; `None` for a kind that this version does not know.
     pub fn error(&self) -> Option<Error> {
         let kind = KINDS.into_iter().find(|kind| names(*kind).0 == self.kind)?;
-        let error = Error::new(kind, self.detail.clone());
+        let error = Error::new(kind, shown(&self.detail));
         let stored = self.stored.and_then(|stored| usize::try_from(stored).ok());
         Some(match (self.maybe_applied, stored) {
             (true, _) => error.maybe_applied(),
@@ -206,6 +209,24 @@ impl Problem {
             (false, None) => error,
         })
     }
+}
+
+/// Longest text of another side that is passed on, in characters.
+const SHOWN: usize = 2000;
+
+/// What another side says, as one line that the log and a terminal can bear.
+fn shown(text: &str) -> String {
+    let mut shown = String::new();
+    for character in text.chars().take(SHOWN) {
+        match character.is_control() {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
+    }
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 const KINDS: [Kind; 17] = [

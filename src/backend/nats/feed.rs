@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::api::{Consumer, NOT_FOUND};
 use super::link::{Link, MISSES, Refusals, SETTLE};
+use crate::backend::broker::made_to_its_end;
 use crate::error::{Error, Kind, Result};
 
 /// What is asked for first, in bytes; who reads on quickly is given more.
@@ -95,9 +96,21 @@ impl Feed {
     /// Makes a consumer of `stream` that begins with message `start`, or the next one there is, and leaves
     /// messages' bytes out if it is for `headers_only`. `None` where there is no such stream.
     ///
+    /// Goes on although the caller stops waiting: a consumer whose name is not known cannot be removed.
+    ///
     /// # Errors
     /// As for [`Link::api`].
     pub(super) async fn open(
+        link: Arc<Link>,
+        stream: &str,
+        start: u64,
+        headers_only: bool,
+    ) -> Result<Option<Self>> {
+        let stream = stream.to_owned();
+        made_to_its_end(async move { Feed::make(link, &stream, start, headers_only).await }).await
+    }
+
+    async fn make(
         link: Arc<Link>,
         stream: &str,
         start: u64,
@@ -213,8 +226,7 @@ impl Feed {
     /// Takes what came: a message, or news of the requests.
     fn take(&mut self, message: Option<Message>) -> Result<Option<Arrival>, Loss> {
         let Some(message) = message else {
-            let broken = Error::new(Kind::Unreachable, "the connection broke");
-            return Err(Loss::Failed(broken));
+            return Err(Loss::Failed(self.link.ended()));
         };
         self.heard = Instant::now();
         self.spoke = true;
@@ -311,7 +323,8 @@ impl Drop for Feed {
         let link = Arc::clone(&self.link);
         let subject = format!("$JS.API.CONSUMER.DELETE.{}.{}", self.stream, self.consumer);
         runtime.spawn(async move {
-            if let Err(error) = link.send(&subject, None, None, Bytes::new()).await {
+            // The connection may have been made for this one alone, and end with it.
+            if let Err(error) = link.tell(&subject, Bytes::new()).await {
                 log::debug!("a consumer is left to the server: {error}");
             }
         });

@@ -56,8 +56,8 @@ pub(super) struct Link {
     client: Client,
     /// What the server says is not permitted; no answer says which request it means.
     refusals: broadcast::Sender<Arc<str>>,
-    /// Whether an answer did not come.
-    silent: AtomicBool,
+    /// Whether an answer did not come, or nobody is left to ask.
+    dead: AtomicBool,
 }
 
 impl Link {
@@ -123,18 +123,25 @@ impl Link {
         Ok(Link {
             client,
             refusals,
-            silent: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
         })
     }
 
     /// Whether it can still be used.
     pub(super) fn is_alive(&self) -> bool {
-        !self.is_broken() && !self.silent.load(Ordering::Relaxed)
+        !self.is_broken() && !self.dead.load(Ordering::Relaxed)
     }
 
     /// Whether it has ended.
     fn is_broken(&self) -> bool {
         self.client.connection_state() != State::Connected
+    }
+
+    /// The client has ended, and is not used again. Its state need not tell: what makes no sense to it may have stopped it
+    /// in the midst of its work.
+    pub(super) fn ended(&self) -> Error {
+        self.dead.store(true, Ordering::Relaxed);
+        Error::new(Kind::Unreachable, "the connection broke")
     }
 
     /// The longest message that the server takes, in bytes.
@@ -200,7 +207,7 @@ impl Link {
                 Err(error) => match error.kind() {
                     RequestErrorKind::NoResponders => Ok(Reply::Nobody),
                     RequestErrorKind::TimedOut => Ok(Reply::Silence),
-                    _ => Err(unanswered(subject, error)),
+                    _ => Err(self.unanswered(subject, error)),
                 },
             },
             refused = refusals.of(subject) => Err(refused),
@@ -232,7 +239,7 @@ impl Link {
         sent.map_err(|error| {
             let kind = match error.kind() {
                 async_nats::PublishErrorKind::MaxPayloadExceeded => Kind::TooLong,
-                async_nats::PublishErrorKind::Send => Kind::Unreachable,
+                async_nats::PublishErrorKind::Send => return self.ended().caused_by(error),
                 async_nats::PublishErrorKind::InvalidSubject => Kind::Io,
             };
             Error::new(kind, "sending to the server").caused_by(error)
@@ -247,7 +254,7 @@ impl Link {
         self.send(subject, None, None, payload).await?;
         match tokio::time::timeout(ANSWER, self.client.flush()).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Error::new(Kind::Unreachable, "flushing").caused_by(error)),
+            Ok(Err(error)) => Err(self.ended().caused_by(error)),
             Err(_) => Err(self.silence()),
         }
     }
@@ -257,9 +264,8 @@ impl Link {
     /// # Errors
     /// `Unreachable` where the connection is broken.
     pub(super) async fn listen(&self, subject: String) -> Result<Subscriber> {
-        self.client.subscribe(subject).await.map_err(|error| {
-            Error::new(Kind::Unreachable, "the connection is broken").caused_by(error)
-        })
+        let listening = self.client.subscribe(subject).await;
+        listening.map_err(|error| self.ended().caused_by(error))
     }
 
     /// What the server refuses from now on.
@@ -267,9 +273,21 @@ impl Link {
         Refusals(self.refusals.subscribe())
     }
 
+    fn unanswered(&self, subject: &str, error: RequestError) -> Error {
+        match error.kind() {
+            RequestErrorKind::MaxPayloadExceeded => {
+                Error::new(Kind::TooLong, "the server's max_payload").caused_by(error)
+            }
+            RequestErrorKind::InvalidSubject => {
+                Error::new(Kind::Io, format!("asking {subject}")).caused_by(error)
+            }
+            _ => self.ended().maybe_applied(),
+        }
+    }
+
     /// The answer is overdue: the next one who needs a connection makes another.
     pub(super) fn silence(&self) -> Error {
-        self.silent.store(true, Ordering::Relaxed);
+        self.dead.store(true, Ordering::Relaxed);
         Error::new(Kind::Unreachable, "the server does not answer").maybe_applied()
     }
 }
@@ -281,18 +299,6 @@ pub(super) enum Reply {
     Nobody,
     /// No answer in time.
     Silence,
-}
-
-fn unanswered(subject: &str, error: RequestError) -> Error {
-    match error.kind() {
-        RequestErrorKind::MaxPayloadExceeded => {
-            Error::new(Kind::TooLong, "the server's max_payload").caused_by(error)
-        }
-        RequestErrorKind::InvalidSubject => {
-            Error::new(Kind::Io, format!("asking {subject}")).caused_by(error)
-        }
-        _ => Error::new(Kind::Unreachable, "the connection broke").maybe_applied(),
-    }
 }
 
 /// What a server does not permit.

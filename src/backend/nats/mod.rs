@@ -45,6 +45,7 @@ use serde_json::{Value, json};
 
 pub use options::NatsUrl;
 
+use super::broker::made_to_its_end;
 use super::floor::Floors;
 use super::{Backend, Caps, Fut, PipeInfo, Source, Start, not_found, secret};
 use crate::error::{Error, Kind, Result};
@@ -99,7 +100,7 @@ impl Shared {
         let info = link.info(&name).await?;
         if let Some(info) = &info {
             self.floors.of(pipe).raise(info.floor()?);
-            self.warn_of_limits(info);
+            self.warn_of_limits(info, link);
         }
         Ok(info)
     }
@@ -173,7 +174,7 @@ impl Shared {
     }
 
     /// Says once what may become of messages in a stream that was not made here.
-    fn warn_of_limits(&self, info: &Info) {
+    fn warn_of_limits(&self, info: &Info, link: &Link) {
         let config = &info.config;
         let mut why = Vec::new();
         let limits = [
@@ -186,6 +187,9 @@ impl Shared {
                 why.push(format!("the oldest are dropped over {name} {limit}"));
             } else if limit > 0 {
                 why.push(format!("pushes are refused over {name} {limit}"));
+                if name == "max_bytes" && !link.knows_batches() {
+                    why.push("so old a server drops some of the oldest all the same".to_owned());
+                }
             }
         }
         if config.max_age > 0 {
@@ -236,10 +240,10 @@ impl Shared {
             .as_ref()
             .is_some_and(|known| known.seen.elapsed() > FRESH);
         // Of a pipe that was removed since it has to be stored again.
-        let is_there = |position: &Position| {
-            !stale && known.is_some_and(|known| known.epoch == position.epoch())
-        };
-        if let Some(position) = turn.stored(batch.messages().len()).filter(is_there) {
+        if let Some((position, since)) = turn.stored(batch.messages().len())
+            && known.is_some_and(|known| known.epoch == position.epoch())
+            && (!stale || since.elapsed() < FRESH)
+        {
             return Ok(position);
         }
         let link = self.asking.link().await?;
@@ -354,17 +358,16 @@ impl Backend for Nats {
         Box::pin(async move {
             // Who gives up before its turn has not pushed; there is one task for a producer at most.
             let turn = self.shared.turns.take(pipe, id).await;
-            if batch.messages().len() == 1 {
+            if batch.messages().len() == 1 && !id.repeated {
                 return self.shared.push(pipe, turn, id, batch).await;
             }
-            // Dropping this future must not cut the batch.
+            // Dropping this future must not cut the batch, nor the search for what was stored: signals that come one
+            // after the other would have it begin again and again.
             let (shared, pipe) = (Arc::clone(&self.shared), pipe.clone());
-            let pushing = tokio::spawn(async move { shared.push(&pipe, turn, id, batch).await });
-            pushing.await.map_err(|error| {
-                Error::new(Kind::Io, "the push ended early")
-                    .caused_by(error)
-                    .maybe_applied()
-            })?
+            let pushing = async move { Ok(shared.push(&pipe, turn, id, batch).await) };
+            made_to_its_end(pushing)
+                .await
+                .map_err(Error::maybe_applied)?
         })
     }
 

@@ -17,8 +17,8 @@ pub(super) struct Tried {
     /// When it was tried first; `None` if not from here.
     pub(super) first: Option<Instant>,
     groups: Vec<Group>,
-    /// Where it ends, and how many messages it has, once it is stored.
-    stored: Option<(Position, usize)>,
+    /// Where it ends, and how many messages it has, once it is stored; and since when that is known.
+    stored: Option<(Position, usize, Instant)>,
 }
 
 /// Messages that went the same way, behind those of the group before.
@@ -83,10 +83,10 @@ impl Turn {
         &self.tried
     }
 
-    /// Where the push ends, if all of its messages are known to be stored.
-    pub(super) fn stored(&self, messages: usize) -> Option<Position> {
-        let (position, count) = self.tried.stored?;
-        (count == messages).then_some(position)
+    /// Where the push ends, if all of its messages are known to be stored, and since when that is known.
+    pub(super) fn stored(&self, messages: usize) -> Option<(Position, Instant)> {
+        let (position, count, since) = self.tried.stored?;
+        (count == messages).then_some((position, since))
     }
 
     /// The group to which message `index` belonged.
@@ -102,7 +102,7 @@ impl Turn {
 
     /// Notes that so many messages, all of the push, are stored, the last one at `position`.
     pub(super) fn end(&mut self, position: Position, messages: usize) {
-        self.tried.stored = Some((position, messages));
+        self.tried.stored = Some((position, messages, Instant::now()));
     }
 }
 

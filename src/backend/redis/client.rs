@@ -1,6 +1,6 @@
 //! Requests to the server: over connections that are made anew when they break, and by scripts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -68,6 +68,8 @@ pub(super) struct Client {
     pub(super) fetches: Arc<Lane>,
     /// Whether the server's settings were looked at.
     checked: OnceCell<()>,
+    /// Pipes of which it was said that they expire.
+    expiring: Mutex<HashSet<PipeName>>,
 }
 
 impl Client {
@@ -81,6 +83,7 @@ impl Client {
             bulk: Arc::default(),
             fetches: Arc::default(),
             checked: OnceCell::new(),
+            expiring: Mutex::default(),
         })
     }
 
@@ -155,11 +158,7 @@ impl Client {
             return Err(Error::new(Kind::Unsupported, why));
         }
         if field("redis_mode") == "cluster" && self.url.topology != Topology::Cluster {
-            let why = format!(
-                "{} is a node of a cluster; add ?cluster to the URL",
-                self.url
-            );
-            return Err(Error::new(Kind::InvalidInput, why));
+            return Err(self.is_node());
         }
         if field("role") == "slave" {
             log::warn!("{}: it is a replica, and takes no push", self.url);
@@ -180,6 +179,17 @@ impl Client {
         Ok(())
     }
 
+    /// Says once that another program has set an end to a pipe.
+    pub(super) fn warn_of_expiry(&self, pipe: &PipeName, stream: &str, milliseconds: u64) {
+        let mut expiring = self.expiring.lock().unwrap_or_else(PoisonError::into_inner);
+        if expiring.insert(pipe.clone()) {
+            let left = Duration::from_millis(milliseconds);
+            log::warn!(
+                "{pipe}: its stream expires in {left:?}, and its messages with it; to keep them: PERSIST {stream}"
+            );
+        }
+    }
+
     /// A request. What is not answered in time may have arrived; `bytes` that are under way with it, or with its
     /// answer, take theirs.
     pub(super) async fn call(
@@ -191,7 +201,27 @@ impl Client {
     ) -> Result<Value> {
         let ask = async |link: &mut Link| command.query_async(link).await;
         let answer = self.asked(lane, &what, bytes, ask).await?;
-        answer.map_err(|error| translated(what(), error))
+        answer.map_err(|error| self.failed(what(), error))
+    }
+
+    fn is_node(&self) -> Error {
+        let why = format!(
+            "{} is a node of a cluster; add ?cluster to the URL",
+            self.url
+        );
+        Error::new(Kind::InvalidInput, why)
+    }
+
+    fn failed(&self, what: String, error: RedisError) -> Error {
+        match error.kind() {
+            // It did not say so when it was asked.
+            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask)
+                if self.url.topology != Topology::Cluster =>
+            {
+                self.is_node()
+            }
+            _ => translated(what, error),
+        }
     }
 
     /// Runs a script; `bytes` as for [`Client::call`].
@@ -217,7 +247,7 @@ impl Client {
                 let whole = command("EVAL", script.code);
                 self.call(lane, what, bytes, &whole).await
             }
-            answer => answer.map_err(|error| translated(what(), error)),
+            answer => answer.map_err(|error| self.failed(what(), error)),
         }
     }
 

@@ -375,7 +375,10 @@ pub(super) fn is_broken(error: &RedisError) -> bool {
         || matches!(
             error.kind(),
             ErrorKind::Server(
-                ServerErrorKind::ReadOnly | ServerErrorKind::Moved | ServerErrorKind::MasterDown
+                ServerErrorKind::ReadOnly
+                    | ServerErrorKind::Moved
+                    | ServerErrorKind::Ask
+                    | ServerErrorKind::MasterDown
             ) | ErrorKind::Parse
                 | ErrorKind::ClusterConnectionNotFound
         )
@@ -409,10 +412,11 @@ fn kind(error: &RedisError) -> Kind {
         ErrorKind::RESP3NotSupported => Kind::Unsupported,
         ErrorKind::Server(server) => match server {
             ServerErrorKind::NoPerm => Kind::Denied,
-            ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot => {
-                Kind::InvalidInput
-            }
-            ServerErrorKind::BusyLoading
+            ServerErrorKind::CrossSlot => Kind::InvalidInput,
+            // What a slot's nodes say while it has no master, or gets another one.
+            ServerErrorKind::Moved
+            | ServerErrorKind::Ask
+            | ServerErrorKind::BusyLoading
             | ServerErrorKind::TryAgain
             | ServerErrorKind::ClusterDown
             | ServerErrorKind::MasterDown

@@ -94,6 +94,7 @@ async fn look(
         made,
         added,
         deleted,
+        expires,
     ] = fields.as_slice()
     else {
         return Err(strange("no look at a pipe"));
@@ -106,6 +107,9 @@ async fn look(
         "" => Ok(None),
         id => position(id).map(Some),
     };
+    if let Some(expires) = number(expires)? {
+        client.warn_of_expiry(pipe, keys[0], expires);
+    }
     let newest = place(newest)?.unwrap_or(Position::MIN);
     // Ids begin with milliseconds of the server's clock, unless somebody chose them.
     let pushed = newest.epoch().saturating_mul(1000);

@@ -1,14 +1,15 @@
 -- What is known of a pipe. KEYS: the stream, what is known of it. Returns: its length, the newest id that it ever
 -- had, the first and the last id that it has, bytes, the longest message's (-1: unknown), when it was made or reset
 -- last in microseconds, where it starts since the last reset, what tells this pipe from another of that name, how many
--- entries were ever added, and the newest id that was deleted by itself. Where there is no stream the length is -1.
+-- entries were ever added, the newest id that was deleted by itself, and in how many milliseconds all of it expires (-1:
+-- never). Where there is no stream the length is -1.
 
 local stream, known = KEYS[1], KEYS[2]
 -- Fails for a key of another type.
 local length = redis.call('XLEN', stream)
 local kept = redis.call('HMGET', known, '.changed', '.floor', '.made', '.count')
 if length == 0 and redis.call('EXISTS', stream) == 0 then
-    return { -1, '', '', '', -1, -1, '', kept[2] or '', '', 0, '' }
+    return { -1, '', '', '', -1, -1, '', kept[2] or '', '', 0, '', -1 }
 end
 local found = info(stream)
 local added, there, bytes, largest, _, newest = counted(kept[4])
@@ -20,8 +21,10 @@ else
     bytes, largest = count(stream, length)
 end
 local first, last = found['first-entry'], found['last-entry']
+-- Not everybody may ask.
+local expires = redis.pcall('PTTL', stream)
 return {
     length, found['last-generated-id'], first and first[1] or '', last and last[1] or '',
     bytes, largest, kept[1] or '', kept[2] or '', kept[3] or '',
-    found['entries-added'], found['max-deleted-entry-id'],
+    found['entries-added'], found['max-deleted-entry-id'], tonumber(expires) or -1,
 }

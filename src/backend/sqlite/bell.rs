@@ -20,7 +20,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
+use super::presence::Identity;
 use crate::error::{Error, Kind, Result};
 
 /// Pipes share this many slots; two in one slot wake each other's readers for nothing, no more.
@@ -60,6 +61,9 @@ pub(super) struct Bell {
     file: File,
     shared: Shared,
     path: PathBuf,
+    identity: Identity,
+    /// Whether the file is not there for others any more: then nothing that they tell is seen here.
+    lost: AtomicBool,
     slots: [Notify; SLOTS],
     /// How many wait in this process; while nobody does, nobody needs to listen.
     waiters: AtomicUsize,
@@ -233,12 +237,16 @@ impl Bell {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(|error| Error::io(context(), error))?;
-        if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+        let told = file
+            .metadata()
+            .map_err(|error| Error::io(context(), error))?;
+        if !told.is_file() {
             return Err(Error::new(
                 Kind::InvalidInput,
                 format!("{}: not a file", context()),
             ));
         }
+        let identity = Identity::of(&path, &told);
         let mut start = [0; SLOT];
         getrandom::fill(&mut start)
             .map_err(|error| Error::io(context(), io::Error::other(error.to_string())))?;
@@ -247,6 +255,8 @@ impl Bell {
             file,
             shared,
             path,
+            identity,
+            lost: AtomicBool::new(false),
             slots: std::array::from_fn(|_| Notify::new()),
             waiters: AtomicUsize::new(0),
             wanted: Notify::new(),
@@ -271,11 +281,29 @@ impl Bell {
         }
     }
 
+    /// Which file it is.
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Whether others use the same file still.
+    pub(super) fn is_in_place(&self) -> bool {
+        if let Some(how) = self.identity.lost()
+            && !self.lost.swap(true, Ordering::Relaxed)
+        {
+            log::warn!(
+                "{} was {how}: nothing can be changed here any more, and readers wake late; mount the store anew",
+                self.path.display()
+            );
+        }
+        !self.lost.load(Ordering::Relaxed)
+    }
+
     /// A number that another reset or removal changes before it is committed; `None` while one may be under
-    /// way.
+    /// way, or nothing is heard of others.
     pub(super) fn resets(&self) -> Option<u64> {
         let number = self.shared.number(RESETS).load(Ordering::SeqCst);
-        (number & 1 == 0).then_some(number)
+        (number & 1 == 0 && !self.lost.load(Ordering::Relaxed)).then_some(number)
     }
 
     /// Tells all readers of all pipes, here and in other processes, that one is being reset. To be called in

@@ -102,7 +102,7 @@ impl Cursor {
             if self.row.is_some() && self.is_current() {
                 let rows = self.rows(connection, limit)?;
                 // Still: then no other pipe has got the slot, and nothing was swept.
-                if self.is_current() {
+                if self.store.bell.is_in_place() && self.is_current() {
                     return Ok(rows);
                 }
             }

@@ -3,7 +3,8 @@
 //! - [`file`]: the file, its schema, connections; [`chunk`]: messages in a row.
 //! - [`writer`]: pushes, gathered into transactions; [`changes`]: what else changes the store; [`rows`]: their
 //!   statements; [`pen`]: the connection that writes.
-//! - [`cursor`]: subscribers; [`bell`]: turns at writing, and waking readers in other processes.
+//! - [`cursor`]: subscribers; [`bell`]: turns at writing, and waking readers in other processes; [`presence`]: whether
+//!   the files are still there.
 //!
 //! Calls run where they are made, without a task switch: reads always, a push when nobody else is
 //! writing. What has to wait for another process goes to the runtime's blocking threads.
@@ -14,6 +15,7 @@ mod chunk;
 mod cursor;
 mod file;
 mod pen;
+mod presence;
 mod rows;
 mod writer;
 
@@ -33,6 +35,7 @@ use crate::name::PipeName;
 use bell::Bell;
 use chunk::Key;
 use cursor::Cursor;
+use presence::Presence;
 use writer::Writer;
 
 /// What an acknowledged push survives.
@@ -73,6 +76,7 @@ struct Store {
     path: PathBuf,
     durability: Durability,
     bell: Arc<Bell>,
+    presence: Presence,
     writer: Writer,
     readers: Mutex<Vec<Connection>>,
     listener: OnceLock<AbortHandle>,
@@ -106,11 +110,13 @@ impl Sqlite {
             file::lay_out(path)?;
         }
         let writer = Writer::open(path, durability)?;
+        let presence = Presence::of(path, bell.identity().clone())?;
         Ok(Sqlite {
             store: Arc::new(Store {
                 path: path.to_owned(),
                 durability,
                 bell,
+                presence,
                 writer,
                 readers: Mutex::default(),
                 listener: OnceLock::new(),

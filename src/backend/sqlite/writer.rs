@@ -3,8 +3,6 @@
 //! Callers queue their pushes; one of them leads: it takes all that wait, stores them in one transaction,
 //! and tells each its result. So a commit, and its fdatasync, serves all who waited meanwhile.
 
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -31,9 +29,6 @@ pub(super) const BUSY: Duration = Duration::from_secs(2);
 /// How long after the last push a process lets go of what it holds for the next one.
 const REST: Duration = Duration::from_millis(20);
 
-/// How often a push looks whether the store is still there, in milliseconds.
-const PRESENCE: u64 = 100;
-
 /// Room that a row takes beside its messages, at most, in bytes.
 const ROW: u64 = 16 << 10;
 
@@ -42,15 +37,6 @@ pub(super) struct Writer {
     queue: Mutex<Queue>,
     /// Bytes that may be pushed before the disk is looked at again.
     allowance: AtomicU64,
-    /// When a push has to look next whether the store is still there, in milliseconds since it was opened.
-    looks_next: AtomicU64,
-    opened: Instant,
-    identity: (u64, u64),
-}
-
-/// Which file it is: its device and inode.
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
 #[derive(Default)]
@@ -83,15 +69,10 @@ struct Stored {
 impl Writer {
     pub(super) fn open(path: &Path, durability: Durability) -> Result<Self> {
         let pen = Pen::open(path, durability)?;
-        let identity = identity(path)
-            .map_err(|error| Error::io(format!("the store {}", path.display()), error))?;
         Ok(Writer {
-            identity,
             pen: Mutex::new(pen),
             queue: Mutex::default(),
             allowance: AtomicU64::new(0),
-            opened: Instant::now(),
-            looks_next: AtomicU64::new(0),
         })
     }
 
@@ -114,28 +95,6 @@ impl Writer {
         }
         // Others fill the disk too.
         self.allowance.store((room - cost) / 16, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Refuses what would be stored in a file that was deleted or replaced: it is gone when the last process closes it.
-    fn check_presence(&self, path: &Path) -> Result<()> {
-        let now = self.opened.elapsed().as_millis() as u64;
-        if now < self.looks_next.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let gone = |how: &str| {
-            let path = path.display();
-            let why = format!("the store {path} was {how} while it was open; mount it anew");
-            Error::new(Kind::Io, why)
-        };
-        match identity(path) {
-            Ok(identity) if identity == self.identity => {}
-            Ok(_) => return Err(gone("replaced")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone("deleted")),
-            // Whoever may not look any more may write on.
-            Err(_) => {}
-        }
-        self.looks_next.store(now + PRESENCE, Ordering::Relaxed);
         Ok(())
     }
 
@@ -195,7 +154,7 @@ pub(super) async fn push(
     id: PushId,
     batch: Batch,
 ) -> Result<Position> {
-    store.writer.check_presence(&store.path)?;
+    store.presence.check_now_and_then()?;
     store.writer.check_room(&store.path, batch.bytes() as u64)?;
     let (done, result) = oneshot::channel();
     let job = Job {
