@@ -303,6 +303,23 @@ mod tests {
     }
 
     #[test]
+    fn messages_are_counted_as_they_are_decoded() {
+        for (frame, stream, expected) in [
+            (Frame::Line, &b""[..], 0),
+            (Frame::Line, b"\n\n", 2),
+            (Frame::Line, b"a\nb", 2),
+            (Frame::Nul, b"a\n\0b\0", 2),
+            (Frame::File, b"", 0),
+            (Frame::File, b"a\nb", 1),
+            (Frame::Len, b"\0\0\0\0\0\0\0\x02ab", 2),
+            (Frame::Len, b"\0\0\0\x01a\xff\xff\xff\xffcut", 2),
+            (Frame::Len, b"\0\0", 0),
+        ] {
+            assert_eq!(count(frame, stream), expected, "{frame} {stream:?}");
+        }
+    }
+
+    #[test]
     fn what_was_read_can_be_written_again_however_it_is_cut() {
         let messages: [&[u8]; 5] = [b"one", b"", b"\xff\xfe\r", b"four", b"x"];
         for frame in [Frame::Line, Frame::Nul, Frame::Len] {

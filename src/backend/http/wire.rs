@@ -470,6 +470,18 @@ mod tests {
     }
 
     #[test]
+    fn what_another_side_says_is_one_line_of_a_bearable_length() {
+        let mut problem = Problem::new(&Error::new(Kind::Io, "disk"), 500);
+        problem.detail = format!("one\nERROR forged \u{1b}[31m {}", "x".repeat(1 << 20));
+        let said = problem.error().expect("a known kind").to_string();
+        assert!(
+            said.starts_with("one\\nERROR forged \\u{1b}[31m xxx"),
+            "{said:.80}"
+        );
+        assert!(said.len() < 3000 && said.ends_with('…'));
+    }
+
+    #[test]
     fn records_come_back_however_they_are_cut() {
         let mut bytes = Vec::new();
         let problem = Problem::new(&Error::new(Kind::Full, "no room").maybe_applied(), 507);
