@@ -57,6 +57,11 @@ pub(super) async fn push(
     body: Body,
 ) -> Result<Document<Pushed>, Failed> {
     pipe.check(Right::Push)?;
+    let encoded = headers.get(header::CONTENT_ENCODING);
+    if encoded.is_some_and(|encoding| encoding != "identity") {
+        let error = Error::new(Kind::Unsupported, "a body with a Content-Encoding");
+        return Err(Failed::with(StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
+    }
     let content_type = headers
         .get(header::CONTENT_TYPE)
         .map(|value| value.as_bytes());

@@ -195,6 +195,16 @@ fn errors_are_documents_that_say_what_is_wrong() {
         ),
         (
             vec![
+                format!("{pipes}/t/messages"),
+                "-HContent-Encoding: gzip".into(),
+                "-d".into(),
+                "x".into(),
+            ],
+            415,
+            "Content-Encoding",
+        ),
+        (
+            vec![
                 format!("{pipes}/t/messages?frame=len"),
                 "-d".into(),
                 "abcdef".into(),

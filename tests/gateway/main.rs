@@ -6,6 +6,7 @@ mod gateway;
 mod access;
 mod badinput;
 mod curl;
+mod impostor;
 mod load;
 mod openapi;
 mod raw;

@@ -98,10 +98,12 @@ impl Backend for Http {
         Box::pin(async move {
             let client = &self.shared.client;
             let found: Vec<wire::Pipe> = client.json(client.list()).await?;
-            found
-                .iter()
-                .map(|pipe| Ok((PipeName::new(&pipe.name)?, pipe.info())))
-                .collect()
+            let named = |pipe: &wire::Pipe| {
+                let name = PipeName::new(&pipe.name);
+                let name = name.map_err(|error| not_a_gateway(&error.to_string()))?;
+                Ok((name, pipe.info()))
+            };
+            found.iter().map(named).collect()
         })
     }
 

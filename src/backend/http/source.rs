@@ -127,6 +127,10 @@ impl Subscriber {
             };
             match record {
                 Some(Record::Message(message)) => {
+                    if self.received.is_some_and(|last| message.position <= last) {
+                        self.stream = None;
+                        return Err(not_a_gateway("positions that do not grow"));
+                    }
                     self.received = Some(message.position);
                     self.pending.push_back(message);
                     progress = Some(Progress::Messages);
