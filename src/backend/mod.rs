@@ -13,6 +13,7 @@ pub mod redis;
 pub mod retry;
 mod secret;
 pub mod sqlite;
+mod tls;
 mod url;
 
 use std::future::Future;

@@ -359,6 +359,18 @@ fn with_tls_a_private_authority_is_trusted_when_it_is_named() {
         let why = complaint(&list(&wrong, &[]));
         assert!(why.contains("certificate"), "{why}");
     }
+    // One that wants a certificate is not waited for to want none.
+    let port = services.server().port.to_string();
+    let mut set = Command::new("redis-cli");
+    set.args(["--tls", "-p", &port, "--cacert", &text(&certificates.ca())]);
+    set.args(["CONFIG", "SET", "tls-auth-clients", "yes"]);
+    assert_eq!(finish(&mut set).stdout, b"OK\n");
+    let why = complaint(&list(&named, &[]));
+    assert!(
+        why.contains("CertificateRequired") && !why.contains("no answer"),
+        "{why}"
+    );
+    assert_eq!(list(&own, &[]).stdout, b"topic\n");
 }
 
 #[test]

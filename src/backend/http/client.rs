@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::options::HttpUrl;
 use super::{not_a_gateway, wire};
 use crate::backend::secret::{self, read};
+use crate::backend::tls::tls_error;
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId};
 use crate::name::PipeName;
@@ -196,15 +197,6 @@ fn why_in_vain(error: &reqwest::Error) -> Option<(Kind, &'static str)> {
         cause = error.source();
     }
     None
-}
-
-/// The TLS error that this is, however often an I/O error was made of it.
-fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
-        return Some(tls);
-    }
-    let inner = error.downcast_ref::<std::io::Error>()?.get_ref()?;
-    tls_error(inner)
 }
 
 /// The answer's failure, typed.

@@ -17,6 +17,7 @@ use tokio::sync::broadcast;
 
 use super::options::NatsUrl;
 use crate::backend::broker::made_to_its_end;
+use crate::backend::tls::tls_error;
 use crate::backend::{hosts, secret};
 use crate::error::{Error, Kind, Result};
 
@@ -404,15 +405,6 @@ fn why_in_vain(error: &ConnectError) -> Option<(Kind, &'static str)> {
         ConnectErrorKind::Tls => Some((Kind::InvalidInput, "setting up TLS")),
         _ => None,
     }
-}
-
-/// The TLS error that this is, however often an I/O error was made of it.
-fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
-        return Some(tls);
-    }
-    let inner = error.downcast_ref::<std::io::Error>()?.get_ref()?;
-    tls_error(inner)
 }
 
 /// A connection for one purpose, made when it is needed.

@@ -387,7 +387,7 @@ pub(super) fn is_broken(error: &RedisError) -> bool {
 /// What to think of where a server hangs up on a new connection. Its reason is mostly lost in that.
 fn closed(error: &RedisError) -> &'static str {
     match error.is_connection_dropped() && !error.is_connection_refusal() {
-        true => " (closed at once; perhaps it has its maxclients)",
+        true => " (closed at once; perhaps it has its maxclients, or wants TLS: rediss)",
         false => "",
     }
 }
@@ -423,8 +423,13 @@ fn kind(error: &RedisError) -> Kind {
             | ServerErrorKind::ReadOnly => Kind::Unreachable,
             _ => by_text(error),
         },
-        // A certificate that is not trusted stays so.
-        _ if error.to_string().contains("certificate") => Kind::Denied,
+        // A certificate that is not trusted, here or there, stays so.
+        _ if ["certificate", "received fatal alert"]
+            .iter()
+            .any(|said| error.to_string().contains(said)) =>
+        {
+            Kind::Denied
+        }
         // An answer of which a part has come makes no sense to the parser once the connection is closed.
         ErrorKind::Parse
         | ErrorKind::Io
