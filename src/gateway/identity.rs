@@ -17,12 +17,12 @@ use crate::message::{Position, Producers, PushId};
 use crate::name::PipeName;
 
 /// Of so many of a producer's last pushes it is remembered where they were stored: its client may not have heard.
-const STORED: usize = 8;
+const STORED: usize = 32;
 
 /// So many gaps are remembered between a producer's pushes that were stored.
 const GAPS: usize = 8;
 
-/// Some 30 MiB at most.
+/// Some 100 MiB at most, and mostly a tenth of that.
 #[derive(Default)]
 pub(super) struct Identities(Mutex<Producers<Arc<tokio::sync::Mutex<Pushes>>>>);
 
@@ -34,6 +34,7 @@ struct Pushes {
     /// The pipe to which it pushes, and from which number on all were stored in that but those in `gaps`.
     pipe: Option<PipeName>,
     from: u64,
+    /// In their order.
     gaps: VecDeque<RangeInclusive<u64>>,
     /// The last ones that were stored, and where.
     stored: VecDeque<(u64, Position)>,
@@ -70,22 +71,27 @@ impl Turn {
     /// its sender takes it for the first try.
     ///
     /// # Errors
-    /// `Interrupted` for a try that comes after a later push of the same producer: its sender has given it
-    /// up, or was answered long ago. The store may know it no more, after a reset.
+    /// `Interrupted` for a first try that comes after a later push of the same producer: its sender has
+    /// given it up.
     pub(super) fn note(&mut self, pipe: &PipeName, id: PushId, first: bool) -> Result<Push> {
         let pushes = &mut *self.0;
         let last = pushes.last;
         pushes.turn_to(pipe);
         pushes.go_on_to(id.seq);
-        let late = |why| Err(Error::new(Kind::Interrupted, why));
         if let Some((_, position)) = pushes.stored.iter().find(|stored| stored.0 == id.seq) {
             return Ok(Push::Known(*position));
         }
         if first && id.seq < last {
-            return late("a push that was given up came late; it is not stored");
+            return Err(Error::new(
+                Kind::Interrupted,
+                "a push that was given up came late; it is not stored",
+            ));
         }
-        if pushes.was_stored(id.seq) {
-            return late("a push that was stored came once more, behind many later ones");
+        // Where it was stored long ago is not known; it was before the last one.
+        if pushes.was_stored(id.seq)
+            && let Some((_, position)) = pushes.stored.back()
+        {
+            return Ok(Push::Known(*position));
         }
         Ok(Push::Store(PushId {
             repeated: !first || id.seq == last,
@@ -95,15 +101,21 @@ impl Turn {
 
     /// Notes where the push was stored.
     pub(super) fn stored(&mut self, id: PushId, position: Position) {
-        let Pushes { gaps, stored, .. } = &mut *self.0;
-        let within = gaps.iter().position(|gap| gap.contains(&id.seq));
-        if let Some(gap) = within.and_then(|at| gaps.remove(at)) {
-            let parts = [*gap.start()..=id.seq - 1, id.seq + 1..=*gap.end()];
-            gaps.extend(parts.into_iter().filter(|part| !part.is_empty()));
+        let pushes = &mut *self.0;
+        let gaps = &mut pushes.gaps;
+        if let Some(at) = gaps.iter().position(|gap| gap.contains(&id.seq))
+            && let Some(gap) = gaps.remove(at)
+        {
+            for part in [id.seq + 1..=*gap.end(), *gap.start()..=id.seq - 1] {
+                if !part.is_empty() {
+                    gaps.insert(at, part);
+                }
+            }
         }
-        stored.push_back((id.seq, position));
-        if stored.len() > STORED {
-            stored.pop_front();
+        pushes.forget_old_gaps();
+        pushes.stored.push_back((id.seq, position));
+        if pushes.stored.len() > STORED {
+            pushes.stored.pop_front();
         }
     }
 }
@@ -113,7 +125,7 @@ impl Pushes {
     fn turn_to(&mut self, pipe: &PipeName) {
         if self.pipe.as_ref() != Some(pipe) {
             self.pipe = Some(pipe.clone());
-            self.from = self.last.saturating_add(1);
+            self.from = self.last + 1;
             self.gaps.clear();
             self.stored.clear();
         }
@@ -132,11 +144,15 @@ impl Pushes {
             self.gaps.push_back(self.last + 1..=seq);
         }
         self.last = seq;
+        self.forget_old_gaps();
+    }
+
+    /// Of what stands before a gap that is forgotten, nothing is known any more.
+    fn forget_old_gaps(&mut self) {
         while self.gaps.len() > GAPS
             && let Some(gap) = self.gaps.pop_front()
         {
-            // Of what stands before, nothing is known any more.
-            self.from = self.from.max(gap.end().saturating_add(1));
+            self.from = gap.end() + 1;
         }
     }
 
@@ -172,9 +188,13 @@ mod tests {
         Ok(noted)
     }
 
-    /// The same of one that fails.
+    async fn failed_or_known(seen: &Identities, id: PushId, first: bool) -> Result<Push> {
+        seen.turn(id).await.note(&pipe("topic"), id, first)
+    }
+
+    /// Whether one that then fails is to be searched for.
     async fn failed(seen: &Identities, id: PushId, first: bool) -> Result<bool> {
-        match seen.turn(id).await.note(&pipe("topic"), id, first)? {
+        match failed_or_known(seen, id, first).await? {
             Push::Store(id) => Ok(id.repeated),
             Push::Known(position) => panic!("stored at {position}"),
         }
@@ -221,18 +241,29 @@ mod tests {
         }
         let late = pushed(&seen, "topic", id(1, 15), false).await;
         assert_eq!(late.expect("stored"), Push::Known(at(15)));
-        for (seq, first) in [(3, false), (3, true)] {
-            let late = pushed(&seen, "topic", id(1, seq), first).await;
-            assert_eq!(late.expect_err("late").kind(), Kind::Interrupted);
+        for seq in 21..=60 {
+            pushed(&seen, "topic", id(1, seq), true).await.expect("new");
         }
+        let late = failed_or_known(&seen, id(1, 3), false).await;
+        assert_eq!(late.expect("stored"), Push::Known(at(60)));
+        let late = failed_or_known(&seen, id(1, 3), true).await;
+        assert_eq!(late.expect_err("late").kind(), Kind::Interrupted);
         // In another pipe it is another push.
-        let other = pushed(&seen, "other", id(1, 20), false).await;
-        assert_eq!(other.expect("taken"), Push::Store(id(1, 20)));
+        let other = pushed(&seen, "other", id(1, 60), false).await;
+        assert_eq!(other.expect("taken"), Push::Store(id(1, 60)));
     }
 
     #[tokio::test]
     async fn of_many_gaps_the_oldest_are_forgotten() {
         let seen = Identities::default();
+        pushed(&seen, "topic", id(2, 1), true).await.expect("new");
+        failed(&seen, id(2, 1000), true).await.expect("new");
+        for seq in (1..500).map(|number| 2 * number) {
+            pushed(&seen, "topic", id(2, seq), false)
+                .await
+                .expect("a gap");
+        }
+        assert!(seen.turn(id(2, 1)).await.0.gaps.len() <= GAPS);
         for seq in (1..100).map(|number| 10 * number) {
             pushed(&seen, "topic", id(1, seq), true).await.expect("new");
         }

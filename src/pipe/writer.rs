@@ -8,9 +8,9 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 
 use super::framing::{Decoder, framed_total};
-use crate::backend::Backend;
+use crate::backend::{Backend, Start};
 use crate::error::{Applied, Error, Kind, Result};
-use crate::message::{Batch, Producer, PushId};
+use crate::message::{Batch, Position, Producer, PushId};
 use crate::name::PipeName;
 use crate::selector::Frame;
 
@@ -105,12 +105,21 @@ impl Writer {
         if !decoded.messages.is_empty() {
             let batch = Batch::new(std::mem::take(&mut decoded.messages))?;
             let resets = self.resets.load(Ordering::Relaxed);
-            let id = match doubtful {
+            let mut id = match doubtful {
                 Some((earlier, id, before)) if earlier == piece && before == resets => id.again(),
                 _ => state.next_id()?,
             };
             self.stream(&mut state, owner).doubtful = Some((piece.clone(), id, resets));
-            let pushed = self.backend.push(&self.pipe, id, batch.clone()).await;
+            let mut pushed = self.backend.push(&self.pipe, id, batch.clone()).await;
+            if id.repeated
+                && let Ok(position) = &pushed
+                && self.was_dropped(*position).await?
+            {
+                // What was written before a reset is gone, and this is written behind it.
+                id = state.next_id()?;
+                self.stream(&mut state, owner).doubtful = Some((piece.clone(), id, resets));
+                pushed = self.backend.push(&self.pipe, id, batch.clone()).await;
+            }
             if let Err(error) = pushed {
                 if let Applied::Part(stored) = error.applied()
                     && let Some(stored) = batch.messages().get(..stored)
@@ -204,6 +213,14 @@ impl Writer {
         if *pipe == self.pipe {
             self.resets.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether what was stored at `position` was dropped, by anybody's reset or removal.
+    async fn was_dropped(&self, position: Position) -> Result<bool> {
+        let mut source = self.backend.subscribe(&self.pipe, Start::Oldest).await?;
+        // With that it is known where the pipe starts.
+        source.end().await?;
+        Ok(position < source.floor().position())
     }
 
     fn stream<'a>(&self, state: &'a mut State, owner: u64) -> &'a mut Stream {

@@ -144,37 +144,50 @@ fn paused_under_load(kind: &str, work: Work) {
     load.finish();
 }
 
-/// A write of which nobody knew what became of it, then a reset, and then the same write: it is there.
+/// A write of which nobody knew what became of it, then a reset, by the writer or by others, and then the same write: it
+/// is there.
 fn written_again_after_a_reset(kind: &str) {
     let services = Services::start(&[kind]);
-    let name = services.server().name;
-    let mount = Mount::new(&services.url(), &["--timeout", "1s"]);
-    mount.out("echo first > topic");
-    let mut writer = mount.spawn_python(
-        r"
-        import signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-        fd = os.open('topic', os.O_WRONLY)
-        print('open', flush=True)
-        signal.sigwait([signal.SIGUSR1])
-        print(why(os.write, fd, b'line\n'), flush=True)
-        signal.sigwait([signal.SIGUSR1])
-        os.ftruncate(fd, 0)
-        print(why(os.write, fd, b'line\n'), flush=True)
-        ",
-    );
-    assert_eq!(writer.line(), "open");
-    services.tell("stop", &name);
-    writer.signal(libc::SIGUSR1);
-    assert_eq!(writer.line(), "ETIMEDOUT");
-    services.tell("cont", &name);
-    wait_for("what was written", || {
-        let read = mount.sh("cat topic@snapshot");
-        (read.stdout == b"first\nline\n").then_some(())
-    });
-    writer.signal(libc::SIGUSR1);
-    assert_eq!(writer.line(), "ok");
-    assert_eq!(mount.lines("topic"), ["line"]);
+    let (server, url) = (services.server().name, services.url());
+    for by_others in [false, true] {
+        let mount = Mount::new(&url, &["--timeout", "1s", "--allow-delete"]);
+        mount.out("echo first > topic");
+        let mut writer = mount.spawn_python(
+            r"
+            import signal
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGUSR2])
+            fd = os.open('topic', os.O_WRONLY)
+            print('open', flush=True)
+            signal.sigwait([signal.SIGUSR1])
+            print(why(os.write, fd, b'line\n'), flush=True)
+            if signal.sigwait([signal.SIGUSR1, signal.SIGUSR2]) == signal.SIGUSR1:
+                os.ftruncate(fd, 0)
+            print(why(os.write, fd, b'line\n'), flush=True)
+            ",
+        );
+        assert_eq!(writer.line(), "open");
+        services.tell("stop", &server);
+        writer.signal(libc::SIGUSR1);
+        assert_eq!(writer.line(), "ETIMEDOUT");
+        services.tell("cont", &server);
+        wait_for("what was written", || {
+            let read = mount.sh("cat topic@snapshot");
+            (read.stdout == b"first\nline\n").then_some(())
+        });
+        if by_others {
+            let mut reset = Command::new(DNPIPES);
+            let reset = finish(reset.args(["reset", "--source", &url, "topic"]));
+            assert!(reset.status.success(), "{reset:?}");
+        }
+        writer.signal(if by_others {
+            libc::SIGUSR2
+        } else {
+            libc::SIGUSR1
+        });
+        assert_eq!(writer.line(), "ok");
+        assert_eq!(mount.lines("topic"), ["line"], "by others: {by_others}");
+        mount.out("rm topic");
+    }
 }
 
 /// A broker on the far host, and mounts of it on the near one.

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -226,6 +227,40 @@ fn a_store_that_was_deleted_takes_no_more_pushes() {
     );
 }
 
+/// Also where it was there when the writer began to wait.
+#[test]
+fn a_store_that_is_deleted_while_a_push_waits_does_not_take_it() {
+    let place = Place::new();
+    let source = format!("sqlite:{}", place.path("pipes.db").display());
+    let mount = Mount::new(&source, &[]);
+    mount.out("echo one > topic");
+    let mut other = mount.spawn_python(&format!(
+        r"
+        import signal, sqlite3
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        other = sqlite3.connect('{}', isolation_level=None)
+        other.execute('BEGIN IMMEDIATE')
+        print('begun', flush=True)
+        signal.sigwait([signal.SIGUSR1])
+        other.execute('ROLLBACK')
+        ",
+        place.path("pipes.db").display()
+    ));
+    assert_eq!(other.line(), "begun");
+    let mut writer = mount.spawn("exec 3> topic; echo two >&3");
+    writer.wait_until_blocked();
+    let begun = Instant::now();
+    for suffix in ["", "-wal", "-shm", "-bell"] {
+        fs::remove_file(place.path(&format!("pipes.db{suffix}"))).expect("gone");
+    }
+    // Whoever has looked just before the end need not look again.
+    wait_for("the next look", || {
+        (begun.elapsed() > Duration::from_millis(150)).then_some(())
+    });
+    other.signal(libc::SIGUSR1);
+    assert!(!writer.finish().status.success());
+}
+
 /// Whoever comes then makes another one, of which the mount hears nothing.
 #[test]
 fn without_its_bell_a_store_is_read_rightly_and_not_changed() {
@@ -233,6 +268,19 @@ fn without_its_bell_a_store_is_read_rightly_and_not_changed() {
     let source = format!("sqlite:{}", place.path("pipes.db").display());
     let mount = Mount::new(&source, &[]);
     mount.out("seq 3 > topic; seq 3 > kept");
+    // One that has much in its buffer, and fetches nothing.
+    mount.out("seq 200000 > long");
+    let mut full = mount.spawn_python(
+        "
+        import signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        fd = os.open('long@follow', os.O_RDONLY)
+        print(os.read(fd, 2).decode(), end='', flush=True)
+        signal.sigwait([signal.SIGUSR1])
+        print(os.read(fd, 4096).decode(), end='', flush=True)
+        ",
+    );
+    assert_eq!(full.line(), "1");
     let readers = ["topic", "kept"].map(|pipe| {
         let mut reader = mount.spawn(&format!("exec cat {pipe}@follow"));
         let lines = [reader.line(), reader.line(), reader.line()];
@@ -248,6 +296,10 @@ fn without_its_bell_a_store_is_read_rightly_and_not_changed() {
     dnpipes(&["rm", "topic"]);
     dnpipes(&["push", "other", "a", "b", "c", "d", "e"]);
     dnpipes(&["push", "kept", "4"]);
+    dnpipes(&["reset", "long"]);
+    dnpipes(&["push", "long", "after"]);
+    full.signal(libc::SIGUSR1);
+    assert_eq!(full.line(), "after");
     dnpipes(&["push", "topic", "new"]);
     let [mut topic, mut kept] = readers;
     assert_eq!((topic.line(), kept.line()), ("new".into(), "4".into()));

@@ -277,7 +277,7 @@ fn with_evil(services: &Services, evil: &'static [u8]) -> u16 {
             let (from, to) = halves(&client, &server);
             std::thread::spawn(move || {
                 pass_on(from, to, |bytes| {
-                    let is_push = bytes.windows(14).any(|part| part == b"dnpipes-topic ");
+                    let is_push = bytes.windows(18).any(|part| part == b"PUB dnpipes-topic ");
                     seen.fetch_or(is_push, Ordering::SeqCst);
                     &[]
                 })

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use dnpipes::backend::Backend;
 use dnpipes::backend::nats::Nats;
 use dnpipes::error::{Applied, Kind};
+use dnpipes::message::PushId;
 use serde_json::json;
 
 use crate::services::Services;
@@ -262,5 +263,43 @@ async fn a_search_that_is_given_up_again_and_again_ends_and_leaves_no_consumer()
             assert!(since.elapsed() < DEADLINE, "{kind}: {consumers:?} are left");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn a_push_that_is_given_up_in_its_search_is_not_stored_behind_a_reset() {
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind]);
+        let one = client(&services.url());
+        let pipe = name("topic");
+        for _ in 0..20 {
+            push(&one, "topic", &["before"; 1000])
+                .await
+                .expect("stored");
+        }
+        let again = client(&services.url());
+        let id = new_id();
+        let tried = again.push(&pipe, id.again(), batch(&["given up"]));
+        let tried = tokio::time::timeout(Duration::from_millis(2), tried).await;
+        assert!(tried.is_err(), "this shows nothing");
+        one.reset(&pipe).await.expect("reset");
+        push(&one, "topic", &["other"]).await.expect("stored");
+        // It waits for what is under way.
+        let next = PushId {
+            seq: 2,
+            repeated: false,
+            ..id
+        };
+        let since = Instant::now();
+        again
+            .push(&pipe, next, batch(&["next"]))
+            .await
+            .expect("stored");
+        assert!(
+            since.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            since.elapsed()
+        );
+        assert_eq!(contents(&one, "topic").await, ["other", "next"], "{kind}");
     }
 }

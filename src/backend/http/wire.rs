@@ -66,7 +66,11 @@ pub fn identity(key: &[u8]) -> Result<PushId> {
         let (producer, seq) = text.strip_prefix('"')?.strip_suffix('"')?.split_once('-')?;
         let is_hex = producer.len() == 32 && producer.bytes().all(|b| b.is_ascii_hexdigit());
         let producer = u128::from_str_radix(producer, 16).ok().filter(|_| is_hex)?;
-        let seq = seq.parse().ok()?;
+        // As many as every store can hold.
+        let seq = seq
+            .parse()
+            .ok()
+            .filter(|seq| (1..=i64::MAX as u64).contains(seq))?;
         Some(PushId::first(
             Producer::from_bytes(producer.to_be_bytes()),
             seq,

@@ -1,11 +1,15 @@
 //! A stream's messages without their bytes.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::api::Info;
 use super::feed::{Feed, Loss};
 use super::link::{ANSWER, Line, Link};
 use crate::error::{Error, Kind, Result};
+
+/// After so much silence it is looked whether there is anything to come.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What is known of a message.
 pub(super) struct Heading<'a> {
@@ -77,15 +81,23 @@ impl Headings<'_> {
         let Some(mut feed) = Feed::open(Arc::clone(link), stream, self.next, true).await? else {
             return Ok(());
         };
+        let mut heard = Instant::now();
         loop {
             let unreachable = |why| Error::new(Kind::Unreachable, why);
-            let arrival = match tokio::time::timeout(ANSWER, feed.next()).await {
+            let arrival = match tokio::time::timeout(LOOK, feed.next()).await {
                 Ok(Ok(arrival)) => arrival,
                 Ok(Err(Loss::Failed(error))) => return Err(error),
                 Ok(Err(Loss::Gone(why, _))) => return Err(unreachable(why)),
-                // They were dropped meanwhile.
-                Err(_) => return Err(unreachable(format!("{stream}: its messages do not come"))),
+                Err(_) if heard.elapsed() > ANSWER => {
+                    return Err(unreachable(format!("{stream}: its messages do not come")));
+                }
+                Err(_) => match link.info(stream).await? {
+                    Some(info) if info.state.first_seq < self.end => continue,
+                    // They were dropped meanwhile.
+                    _ => return Ok(()),
+                },
             };
+            heard = Instant::now();
             if arrival.seq >= self.end {
                 return Ok(());
             }

@@ -36,12 +36,13 @@ mod target;
 mod tried;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 pub use options::NatsUrl;
 
@@ -62,6 +63,9 @@ use tried::{Turn, Turns};
 
 /// How long it is taken for granted that a stream was not removed and made again.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// How many searches go on at a time.
+const SEARCHES: usize = 4;
 
 /// How many pipes' messages are counted together for a listing.
 const TOGETHER: usize = 16;
@@ -84,6 +88,8 @@ struct Shared {
     /// Streams that were pushed to.
     streams: Mutex<HashMap<PipeName, Arc<Stream>>>,
     turns: Turns,
+    /// Searches for what was pushed before, which nobody ends.
+    searches: Semaphore,
     batches: BatchIds,
     /// Streams whose limits were warned of.
     warned: Mutex<HashSet<String>>,
@@ -232,6 +238,7 @@ impl Shared {
         self: &Arc<Self>,
         pipe: &PipeName,
         turn: Turn,
+        wanted: Weak<()>,
         id: PushId,
         batch: Batch,
     ) -> Result<Position> {
@@ -253,6 +260,7 @@ impl Shared {
             Arc::clone(&link),
             pipe.clone(),
             turn,
+            wanted,
             id,
             batch,
         );
@@ -307,6 +315,7 @@ impl Nats {
                 floors: Floors::default(),
                 streams: Mutex::default(),
                 turns: Turns::default(),
+                searches: Semaphore::new(SEARCHES),
                 batches: BatchIds::random()?,
                 warned: Mutex::default(),
             }),
@@ -358,16 +367,18 @@ impl Backend for Nats {
         Box::pin(async move {
             // Who gives up before its turn has not pushed; there is one task for a producer at most.
             let turn = self.shared.turns.take(pipe, id).await;
+            let caller = Arc::new(());
+            let wanted = Arc::downgrade(&caller);
             if batch.messages().len() == 1 && !id.repeated {
-                return self.shared.push(pipe, turn, id, batch).await;
+                return self.shared.push(pipe, turn, wanted, id, batch).await;
             }
             // Dropping this future must not cut the batch, nor the search for what was stored: signals that come one
             // after the other would have it begin again and again.
             let (shared, pipe) = (Arc::clone(&self.shared), pipe.clone());
-            let pushing = async move { Ok(shared.push(&pipe, turn, id, batch).await) };
-            made_to_its_end(pushing)
-                .await
-                .map_err(Error::maybe_applied)?
+            let pushing = async move { Ok(shared.push(&pipe, turn, wanted, id, batch).await) };
+            let pushed = made_to_its_end(pushing).await;
+            drop(caller);
+            pushed.map_err(Error::maybe_applied)?
         })
     }
 

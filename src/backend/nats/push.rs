@@ -7,8 +7,8 @@
 //!   Where others' messages come between, chains are short.
 //! - Each for itself, with its own answer, where neither will do.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use async_nats::HeaderMap;
@@ -21,7 +21,7 @@ use bytes::Bytes;
 use super::answers::{Acks, Outcome, outcome, taken, understood};
 use super::api;
 use super::link::{Link, MISSES, SETTLE};
-use super::search::search;
+use super::search::{Search, search};
 use super::tally::Added;
 use super::tried::{Group, Turn};
 use super::{Shared, Stream};
@@ -48,6 +48,8 @@ pub(super) struct Push {
     link: Arc<Link>,
     pipe: PipeName,
     turn: Turn,
+    /// Of the caller, while it waits.
+    wanted: Weak<()>,
     id: PushId,
     /// What its messages' identities start with.
     name: String,
@@ -67,6 +69,7 @@ impl Push {
         link: Arc<Link>,
         pipe: PipeName,
         turn: Turn,
+        wanted: Weak<()>,
         id: PushId,
         batch: Batch,
     ) -> Self {
@@ -76,6 +79,7 @@ impl Push {
             link,
             pipe,
             turn,
+            wanted,
             id,
             name,
             batch,
@@ -93,12 +97,20 @@ impl Push {
         let mut next = 0;
         if self.id.repeated && !self.is_remembered(&stream) {
             // What the earlier try has done is not known without it.
-            let (known, found) = self.search().await.map_err(Error::maybe_applied)?;
+            let (known, search) = self.search().await.map_err(Error::maybe_applied)?;
+            let found = search.found();
             if found.is_some_and(|found| found.index + 1 == self.batch.messages().len()) {
                 return Ok(known.position(found.map_or(0, |found| found.seq)));
             }
+            if found.is_none() {
+                self.turn.is_not_stored();
+            }
             next = found.map_or(0, |found| found.index + 1);
             stream = known;
+        }
+        if self.wanted.strong_count() == 0 {
+            // What was reported as failed must not be stored long after, behind a reset perhaps.
+            return Err(Error::new(Kind::Interrupted, "given up").maybe_applied());
         }
         let mut last = None;
         let mut misses = 0;
@@ -137,9 +149,13 @@ impl Push {
         match last {
             Some(seq) => Ok(stream.position(seq)),
             None => {
-                let (stream, found) = self.search().await.map_err(Error::maybe_applied)?;
-                // A reset may have dropped them since.
-                Ok(stream.position(found.map_or(stream.last, |found| found.seq)))
+                let (stream, search) = self.search().await.map_err(Error::maybe_applied)?;
+                Ok(stream.position(match search {
+                    Search::Found(found) => found.seq,
+                    // A reset has dropped them since.
+                    Search::Nowhere => 0,
+                    Search::NotAmongTheLast => stream.last,
+                }))
             }
         }
     }
@@ -166,12 +182,13 @@ impl Push {
     }
 
     /// Looks for this push's last message that is stored.
-    async fn search(&self) -> Result<(Arc<Stream>, Option<super::search::Found>)> {
+    async fn search(&self) -> Result<(Arc<Stream>, Search)> {
         self.shared.forget(&self.pipe);
         let stream = self.shared.stream(&self.link, &self.pipe).await?;
         let Some(info) = self.link.info(&stream.name).await? else {
-            return Ok((stream, None));
+            return Ok((stream, Search::Nowhere));
         };
+        let _turn = self.shared.searches.acquire().await;
         let found = search(&self.shared.own_line(), &info, &self.name).await?;
         Ok((stream, found))
     }

@@ -19,12 +19,30 @@ pub(super) struct Found {
     pub(super) seq: u64,
 }
 
+/// What a search has come to.
+pub(super) enum Search {
+    Found(Found),
+    /// All messages were looked through.
+    Nowhere,
+    /// There are too many to look through all.
+    NotAmongTheLast,
+}
+
+impl Search {
+    pub(super) fn found(&self) -> Option<Found> {
+        match self {
+            Search::Found(found) => Some(*found),
+            Search::Nowhere | Search::NotAmongTheLast => None,
+        }
+    }
+}
+
 /// The last message with an identity that starts with `push`, among the last 65,536 pushes to the stream. Messages
 /// of others may break the connections of `line`.
 ///
 /// # Errors
 /// As for [`Link::api`](super::link::Link::api).
-pub(super) async fn search(line: &Line, info: &Info, push: &str) -> Result<Option<Found>> {
+pub(super) async fn search(line: &Line, info: &Info, push: &str) -> Result<Search> {
     let first = info.state.first_seq;
     let mut end = info.state.last_seq + 1;
     let mut pushes = 0;
@@ -43,13 +61,16 @@ pub(super) async fn search(line: &Line, info: &Info, push: &str) -> Result<Optio
         headings
             .look_through(line, &mut |heading| block.note(heading))
             .await?;
-        if block.found.is_some() {
-            return Ok(block.found);
+        if let Some(found) = block.found {
+            return Ok(Search::Found(found));
         }
         pushes += block.pushes;
         end = start;
     }
-    Ok(None)
+    Ok(match info.state.messages > 0 && end > first {
+        true => Search::NotAmongTheLast,
+        false => Search::Nowhere,
+    })
 }
 
 /// What was found among messages.

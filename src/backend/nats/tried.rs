@@ -14,7 +14,7 @@ use crate::name::PipeName;
 pub(super) struct Tried {
     pipe: PipeName,
     seq: u64,
-    /// When it was tried first; `None` if not from here.
+    /// When it was tried first, or known not to be stored yet; `None` if not from here.
     pub(super) first: Option<Instant>,
     groups: Vec<Group>,
     /// Where it ends, and how many messages it has, once it is stored; and since when that is known.
@@ -98,6 +98,11 @@ impl Turn {
     /// Notes how the next messages go. To be called before the first one does.
     pub(super) fn note(&mut self, group: Group) {
         self.tried.groups.push(group);
+    }
+
+    /// Notes that nothing of the push was stored up to now: what is sent from now on, the server knows by itself.
+    pub(super) fn is_not_stored(&mut self) {
+        self.tried.first = Some(Instant::now());
     }
 
     /// Notes that so many messages, all of the push, are stored, the last one at `position`.

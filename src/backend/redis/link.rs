@@ -395,7 +395,14 @@ fn closed(error: &RedisError) -> &'static str {
 /// What a failure means to the caller.
 pub(super) fn translated(context: impl Into<String>, error: RedisError) -> Error {
     let kind = kind(&error);
-    let maybe = kind == Kind::Unreachable && !matches!(error.kind(), ErrorKind::Server(_));
+    // A cluster's client tries more than once by itself, and tells of the last try alone.
+    let maybe = kind == Kind::Unreachable
+        && match error.kind() {
+            ErrorKind::Server(said) => {
+                matches!(said, ServerErrorKind::Moved | ServerErrorKind::Ask)
+            }
+            _ => true,
+        };
     // As text, as that has its causes already.
     let failed = Error::new(kind, context).caused_by(error.to_string());
     if maybe {

@@ -30,7 +30,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
-use super::presence::Identity;
+use super::presence::FileId;
 use crate::error::{Error, Kind, Result};
 
 /// Pipes share this many slots; two in one slot wake each other's readers for nothing, no more.
@@ -61,7 +61,7 @@ pub(super) struct Bell {
     file: File,
     shared: Shared,
     path: PathBuf,
-    identity: Identity,
+    file_id: FileId,
     /// Whether the file is not there for others any more: then nothing that they tell is seen here.
     lost: AtomicBool,
     slots: [Notify; SLOTS],
@@ -246,7 +246,7 @@ impl Bell {
                 format!("{}: not a file", context()),
             ));
         }
-        let identity = Identity::of(&path, &told);
+        let file_id = FileId::of(&path, &told);
         let mut start = [0; SLOT];
         getrandom::fill(&mut start)
             .map_err(|error| Error::io(context(), io::Error::other(error.to_string())))?;
@@ -255,7 +255,7 @@ impl Bell {
             file,
             shared,
             path,
-            identity,
+            file_id,
             lost: AtomicBool::new(false),
             slots: std::array::from_fn(|_| Notify::new()),
             waiters: AtomicUsize::new(0),
@@ -281,22 +281,26 @@ impl Bell {
         }
     }
 
-    /// Which file it is.
-    pub(super) fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// Whether others use the same file still.
-    pub(super) fn is_in_place(&self) -> bool {
-        if let Some(how) = self.identity.lost()
+    /// Whether others use the same file still. Once they do not, it counts as lost for ever: nobody knows what was told
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// `Io` where they do not.
+    pub(super) fn check(&self) -> Result<()> {
+        let found = self.file_id.check();
+        if let Err(error) = &found
             && !self.lost.swap(true, Ordering::Relaxed)
         {
-            log::warn!(
-                "{} was {how}: nothing can be changed here any more, and readers wake late; mount the store anew",
-                self.path.display()
-            );
+            log::warn!("{error}; until then readers wake late, and nothing can be changed");
         }
-        !self.lost.load(Ordering::Relaxed)
+        match self.lost.load(Ordering::Relaxed) {
+            true => found.and_then(|()| {
+                let path = self.path.display();
+                let why = format!("{path} was away while it was open; mount the store anew");
+                Err(Error::new(Kind::Io, why))
+            }),
+            false => Ok(()),
+        }
     }
 
     /// A number that another reset or removal changes before it is committed; `None` while one may be under

@@ -52,7 +52,7 @@ impl Store {
         let Some(changes) = self.begin(&mut pen, wanted)? else {
             return Err(Error::new(Kind::Interrupted, format!("{what}: given up")));
         };
-        self.presence.check()?;
+        self.check_files()?;
         let value = change(changes.connection()).map_err(|error| self.error(what, error))?;
         changes.commit().map_err(|error| self.error(what, error))?;
         Ok(value)

@@ -102,7 +102,7 @@ impl Cursor {
             if self.row.is_some() && self.is_current() {
                 let rows = self.rows(connection, limit)?;
                 // Still: then no other pipe has got the slot, and nothing was swept.
-                if self.store.bell.is_in_place() && self.is_current() {
+                if self.store.bell.check().is_ok() && self.is_current() {
                     return Ok(rows);
                 }
             }
@@ -254,6 +254,8 @@ struct PipeFloor {
 impl Floor for PipeFloor {
     fn position(&self) -> Position {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where it fails the number is none.
+        drop(self.store.bell.check());
         let resets = self.store.bell.resets();
         if known.0.is_none() || known.0 != resets {
             match self

@@ -35,7 +35,7 @@ use crate::name::PipeName;
 use bell::Bell;
 use chunk::Key;
 use cursor::Cursor;
-use presence::Presence;
+use presence::{FileId, Looks};
 use writer::Writer;
 
 /// What an acknowledged push survives.
@@ -76,7 +76,8 @@ struct Store {
     path: PathBuf,
     durability: Durability,
     bell: Arc<Bell>,
-    presence: Presence,
+    database: FileId,
+    looks: Looks,
     writer: Writer,
     readers: Mutex<Vec<Connection>>,
     listener: OnceLock<AbortHandle>,
@@ -110,13 +111,15 @@ impl Sqlite {
             file::lay_out(path)?;
         }
         let writer = Writer::open(path, durability)?;
-        let presence = Presence::of(path, bell.identity().clone())?;
+        let told = std::fs::metadata(path)
+            .map_err(|error| Error::io(format!("the store {}", path.display()), error))?;
         Ok(Sqlite {
             store: Arc::new(Store {
                 path: path.to_owned(),
                 durability,
                 bell,
-                presence,
+                database: FileId::of(path, &told),
+                looks: Looks::new(),
                 writer,
                 readers: Mutex::default(),
                 listener: OnceLock::new(),
@@ -183,6 +186,12 @@ impl Store {
             pool.push(connection);
         }
         result
+    }
+
+    /// Refuses to change what is not there for others.
+    fn check_files(&self) -> Result<()> {
+        self.database.check()?;
+        self.bell.check()
     }
 
     /// Starts to listen to other processes, on the first call.

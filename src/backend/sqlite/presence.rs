@@ -10,81 +10,65 @@ use std::time::Instant;
 
 use crate::error::{Error, Kind, Result};
 
-/// How often a push looks, in milliseconds.
+/// How often pushes look, in milliseconds.
 const OFTEN: u64 = 100;
 
-/// A file, as it was when it was opened: its device and inode.
-#[derive(Clone)]
-pub(super) struct Identity {
+/// Which file stood at a path: its device and inode.
+pub(super) struct FileId {
     path: PathBuf,
-    identity: (u64, u64),
+    id: (u64, u64),
 }
 
-impl Identity {
+impl FileId {
     /// The file at `path`, of which this is told.
     pub(super) fn of(path: &Path, told: &Metadata) -> Self {
-        Identity {
+        FileId {
             path: path.to_owned(),
-            identity: (told.dev(), told.ino()),
+            id: (told.dev(), told.ino()),
         }
     }
 
-    /// What has become of it: nothing, as far as one may know.
-    pub(super) fn lost(&self) -> Option<&'static str> {
-        match std::fs::metadata(&self.path) {
-            Ok(told) => ((told.dev(), told.ino()) != self.identity).then_some("replaced"),
-            Err(error) => (error.kind() == io::ErrorKind::NotFound).then_some("deleted"),
-        }
-    }
-}
-
-/// The store's files.
-pub(super) struct Presence {
-    files: [Identity; 2],
-    opened: Instant,
-    /// When a push has to look next, in milliseconds since then.
-    looks_next: AtomicU64,
-}
-
-impl Presence {
-    /// # Errors
-    /// Of stat(2).
-    pub(super) fn of(database: &Path, bell: Identity) -> Result<Self> {
-        let told = std::fs::metadata(database)
-            .map_err(|error| Error::io(format!("the store {}", database.display()), error))?;
-        Ok(Presence {
-            files: [Identity::of(database, &told), bell],
-            opened: Instant::now(),
-            looks_next: AtomicU64::new(0),
-        })
-    }
-
-    /// Refuses to change what is not there for others.
+    /// Whether it stands there still, as far as one may know.
     ///
     /// # Errors
-    /// `Io` where a file was deleted or replaced.
+    /// `Io` where it was deleted or replaced.
     pub(super) fn check(&self) -> Result<()> {
-        for file in &self.files {
-            if let Some(how) = file.lost() {
-                let path = file.path.display();
-                let why = format!("the store's {path} was {how} while it was open; mount it anew");
-                return Err(Error::new(Kind::Io, why));
-            }
+        let how = match std::fs::metadata(&self.path) {
+            Ok(told) if (told.dev(), told.ino()) != self.id => "replaced",
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "deleted",
+            _ => return Ok(()),
+        };
+        let path = self.path.display();
+        let why = format!("the store's {path} was {how} while it was open; mount it anew");
+        Err(Error::new(Kind::Io, why))
+    }
+}
+
+/// When to look again.
+pub(super) struct Looks {
+    opened: Instant,
+    /// In milliseconds since then.
+    next: AtomicU64,
+}
+
+impl Looks {
+    pub(super) fn new() -> Self {
+        Looks {
+            opened: Instant::now(),
+            next: AtomicU64::new(0),
         }
-        Ok(())
     }
 
-    /// The same for what is done very often.
+    /// Looks, if it is time to.
     ///
     /// # Errors
-    /// As for [`Presence::check`], a tenth of a second later.
-    pub(super) fn check_now_and_then(&self) -> Result<()> {
+    /// Those of `look`; then it is looked again the next time.
+    pub(super) fn now_and_then(&self, look: impl FnOnce() -> Result<()>) -> Result<()> {
         let now = self.opened.elapsed().as_millis() as u64;
-        if now < self.looks_next.load(Ordering::Relaxed) {
-            return Ok(());
+        if now >= self.next.load(Ordering::Relaxed) {
+            look()?;
+            self.next.store(now + OFTEN, Ordering::Relaxed);
         }
-        self.check()?;
-        self.looks_next.store(now + OFTEN, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -154,7 +154,6 @@ pub(super) async fn push(
     id: PushId,
     batch: Batch,
 ) -> Result<Position> {
-    store.presence.check_now_and_then()?;
     store.writer.check_room(&store.path, batch.bytes() as u64)?;
     let (done, result) = oneshot::channel();
     let job = Job {
@@ -288,6 +287,8 @@ impl Store {
     }
 
     fn store(self: &Arc<Self>, mut changes: Changes<'_>, jobs: &[Job]) -> Result<Vec<Stored>> {
+        // It may have taken long until the turn came.
+        self.looks.now_and_then(|| self.check_files())?;
         self.bell.end_reset();
         let now = micros_from_time(SystemTime::now());
         let stored = jobs
