@@ -417,18 +417,23 @@ fn a_cluster_is_mounted_from_any_of_its_nodes() {
     assert!(why.contains("?cluster"), "{why}");
 }
 
+/// Eight pipes, more than a cluster has nodes, and a follower of each that has read what is there.
+fn followed_pipes(services: &Services) -> (Mount, Vec<Running>) {
+    let mount = Mount::new(&format!("{}?cluster", services.url()), &[]);
+    mount.out("for i in 1 2 3 4 5 6 7 8; do echo before > pipe$i; done");
+    let follow = |pipe| {
+        let mut reader = mount.spawn(&format!("exec cat pipe{pipe}@follow"));
+        assert_eq!(reader.line(), "before");
+        reader
+    };
+    let readers = (1..=8).map(follow).collect();
+    (mount, readers)
+}
+
 #[test]
 fn followers_of_a_cluster_survive_a_node_that_is_killed() {
     let services = Services::start(&["redis-cluster"]);
-    let mount = Mount::new(&format!("{}?cluster", services.url()), &[]);
-    mount.out("for i in 1 2 3 4 5 6 7 8; do echo before > pipe$i; done");
-    let readers: Vec<Running> = (1..=8)
-        .map(|pipe| {
-            let mut reader = mount.spawn(&format!("exec cat pipe{pipe}@follow"));
-            assert_eq!(reader.line(), "before");
-            reader
-        })
-        .collect();
+    let (mount, readers) = followed_pipes(&services);
     services.tell("kill", "redis-2");
     services.tell("start", "redis-2");
     mount.out("for i in 1 2 3 4 5 6 7 8; do echo after > pipe$i; done");
@@ -440,15 +445,7 @@ fn followers_of_a_cluster_survive_a_node_that_is_killed() {
 #[test]
 fn a_cluster_is_waited_for_while_a_slot_has_no_master() {
     let services = Services::start(&["redis-cluster"]);
-    let mount = Mount::new(&format!("{}?cluster", services.url()), &[]);
-    mount.out("for i in 1 2 3 4 5 6 7 8; do echo before > pipe$i; done");
-    let readers: Vec<Running> = (1..=8)
-        .map(|pipe| {
-            let mut reader = mount.spawn(&format!("exec cat pipe{pipe}@follow"));
-            assert_eq!(reader.line(), "before");
-            reader
-        })
-        .collect();
+    let (mount, readers) = followed_pipes(&services);
     services.tell("kill", "redis-2");
     let writers: Vec<Running> = (1..=8)
         .map(|pipe| mount.spawn(&format!("echo after > pipe{pipe}")))

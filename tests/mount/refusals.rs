@@ -27,6 +27,18 @@ impl Place {
         self.folder.path().join(name)
     }
 
+    /// A store in it.
+    fn source(&self) -> String {
+        format!("sqlite:{}", self.path("pipes.db").display())
+    }
+
+    /// Deletes the files of that.
+    fn delete_store(&self) {
+        for suffix in ["", "-wal", "-shm", "-bell"] {
+            fs::remove_file(self.path(&format!("pipes.db{suffix}"))).expect("gone");
+        }
+    }
+
     /// `dnpipes mount` with these arguments, which must be refused: what it says.
     fn refused(&self, code: i32, args: &[&str]) -> String {
         refusal(code, Command::new(DNPIPES).arg("mount").args(args))
@@ -205,12 +217,10 @@ fn a_store_on_a_full_disk_that_nobody_has_open_says_what_is_wrong() {
 #[test]
 fn a_store_that_was_deleted_takes_no_more_pushes() {
     let place = Place::new();
-    let source = format!("sqlite:{}", place.path("pipes.db").display());
+    let source = place.source();
     let mount = Mount::new(&source, &[]);
     mount.out("echo one > topic");
-    for suffix in ["", "-wal", "-shm", "-bell"] {
-        fs::remove_file(place.path(&format!("pipes.db{suffix}"))).expect("gone");
-    }
+    place.delete_store();
     let errors = wait_for("a push that is refused", || {
         let output = mount.sh("echo two > topic");
         (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
@@ -231,7 +241,7 @@ fn a_store_that_was_deleted_takes_no_more_pushes() {
 #[test]
 fn a_store_that_is_deleted_while_a_push_waits_does_not_take_it() {
     let place = Place::new();
-    let source = format!("sqlite:{}", place.path("pipes.db").display());
+    let source = place.source();
     let mount = Mount::new(&source, &[]);
     mount.out("echo one > topic");
     let mut other = mount.spawn_python(&format!(
@@ -250,9 +260,7 @@ fn a_store_that_is_deleted_while_a_push_waits_does_not_take_it() {
     let mut writer = mount.spawn("exec 3> topic; echo two >&3");
     writer.wait_until_blocked();
     let begun = Instant::now();
-    for suffix in ["", "-wal", "-shm", "-bell"] {
-        fs::remove_file(place.path(&format!("pipes.db{suffix}"))).expect("gone");
-    }
+    place.delete_store();
     // Whoever has looked just before the end need not look again.
     wait_for("the next look", || {
         (begun.elapsed() > Duration::from_millis(150)).then_some(())
@@ -265,7 +273,7 @@ fn a_store_that_is_deleted_while_a_push_waits_does_not_take_it() {
 #[test]
 fn without_its_bell_a_store_is_read_rightly_and_not_changed() {
     let place = Place::new();
-    let source = format!("sqlite:{}", place.path("pipes.db").display());
+    let source = place.source();
     let mount = Mount::new(&source, &[]);
     mount.out("seq 3 > topic; seq 3 > kept");
     // One that has much in its buffer, and fetches nothing.
