@@ -23,6 +23,9 @@ use crate::name::PipeName;
 /// The first line of versions that will do: scripts may ask for the time before they write.
 const OLDEST_VERSION: u32 = 7;
 
+/// Of so many pipes it is said that they expire: a database may be full of such.
+const EXPIRING: usize = 64;
+
 /// Keys that one request of a listing looks at.
 const SCAN: usize = 1000;
 
@@ -182,7 +185,7 @@ impl Client {
     /// Says once that another program has set an end to a pipe.
     pub(super) fn warn_of_expiry(&self, pipe: &PipeName, stream: &str, milliseconds: u64) {
         let mut expiring = self.expiring.lock().unwrap_or_else(PoisonError::into_inner);
-        if expiring.insert(pipe.clone()) {
+        if expiring.len() < EXPIRING && expiring.insert(pipe.clone()) {
             let left = Duration::from_millis(milliseconds);
             log::warn!(
                 "{pipe}: its stream expires in {left:?}, and its messages with it; to keep them: PERSIST {stream}"
