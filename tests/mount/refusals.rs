@@ -32,13 +32,6 @@ impl Place {
         format!("sqlite:{}", self.path("pipes.db").display())
     }
 
-    /// Deletes the files of that.
-    fn delete_store(&self) {
-        for suffix in ["", "-wal", "-shm", "-bell"] {
-            fs::remove_file(self.path(&format!("pipes.db{suffix}"))).expect("gone");
-        }
-    }
-
     /// `dnpipes mount` with these arguments, which must be refused: what it says.
     fn refused(&self, code: i32, args: &[&str]) -> String {
         refusal(code, Command::new(DNPIPES).arg("mount").args(args))
@@ -213,6 +206,12 @@ fn a_store_on_a_full_disk_that_nobody_has_open_says_what_is_wrong() {
     assert_says(&said, &["pipes.db", "the disk is full"]);
 }
 
+fn delete_store(database: &Path) {
+    for suffix in ["", "-wal", "-shm", "-bell"] {
+        fs::remove_file(format!("{}{suffix}", database.display())).expect("gone");
+    }
+}
+
 /// A store that is deleted while it is mounted takes no more: what went into it would be gone with the mount.
 #[test]
 fn a_store_that_was_deleted_takes_no_more_pushes() {
@@ -220,7 +219,7 @@ fn a_store_that_was_deleted_takes_no_more_pushes() {
     let source = place.source();
     let mount = Mount::new(&source, &[]);
     mount.out("echo one > topic");
-    place.delete_store();
+    delete_store(&place.path("pipes.db"));
     let errors = wait_for("a push that is refused", || {
         let output = mount.sh("echo two > topic");
         (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
@@ -240,32 +239,19 @@ fn a_store_that_was_deleted_takes_no_more_pushes() {
 /// Also where it was there when the writer began to wait.
 #[test]
 fn a_store_that_is_deleted_while_a_push_waits_does_not_take_it() {
-    let place = Place::new();
-    let source = place.source();
-    let mount = Mount::new(&source, &[]);
+    let store = Store::new();
+    let mount = Mount::new(&store.url(), &[]);
     mount.out("echo one > topic");
-    let mut other = mount.spawn_python(&format!(
-        r"
-        import signal, sqlite3
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-        other = sqlite3.connect('{}', isolation_level=None)
-        other.execute('BEGIN IMMEDIATE')
-        print('begun', flush=True)
-        signal.sigwait([signal.SIGUSR1])
-        other.execute('ROLLBACK')
-        ",
-        place.path("pipes.db").display()
-    ));
-    assert_eq!(other.line(), "begun");
+    let held = store.hold();
     let mut writer = mount.spawn("exec 3> topic; echo two >&3");
     writer.wait_until_blocked();
     let begun = Instant::now();
-    place.delete_store();
+    delete_store(&store.database());
     // Whoever has looked just before the end need not look again.
     wait_for("the next look", || {
         (begun.elapsed() > Duration::from_millis(150)).then_some(())
     });
-    other.signal(libc::SIGUSR1);
+    drop(held);
     assert!(!writer.finish().status.success());
 }
 

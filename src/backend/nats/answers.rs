@@ -5,7 +5,7 @@ use futures_util::StreamExt;
 
 use super::api::{self, ApiError, Stored};
 use super::link::{ANSWER, Link, Refusals};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// What became of messages.
 pub(super) enum Outcome {
@@ -75,7 +75,7 @@ impl Acks {
             biased;
             answer = tokio::time::timeout(ANSWER, self.subscriber.next()) => match answer {
                 Ok(Some(answer)) => Ok(answer),
-                Ok(None) => Err(Error::new(Kind::Unreachable, "the connection broke")),
+                Ok(None) => Err(link.ended()),
                 Err(_) => Err(link.silence()),
             },
             refused = self.refusals.of(subject) => Err(refused),

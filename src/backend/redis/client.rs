@@ -11,7 +11,9 @@ use tokio::sync::OnceCell;
 use super::bulk::Bulk;
 use super::entry::{strange, text};
 use super::keys::{Keys, pattern};
-use super::link::{ANSWER, Connector, Link, Server, is_broken, patience, translated};
+use super::link::{
+    ANSWER, Connector, Link, Server, is_broken, is_redirected, patience, translated,
+};
 use super::options::{RedisUrl, Topology};
 use super::progress::Places;
 use super::scripts::Lua;
@@ -216,14 +218,10 @@ impl Client {
     }
 
     fn failed(&self, what: String, error: RedisError) -> Error {
-        match error.kind() {
+        match is_redirected(&error) && self.url.topology != Topology::Cluster {
             // It did not say so when it was asked.
-            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask)
-                if self.url.topology != Topology::Cluster =>
-            {
-                self.is_node()
-            }
-            _ => translated(what, error),
+            true => self.is_node(),
+            false => translated(what, error),
         }
     }
 

@@ -367,19 +367,24 @@ fn is_master(role: &Value) -> bool {
     }
 }
 
+/// Whether another node of a cluster is said to know.
+pub(super) fn is_redirected(error: &RedisError) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask)
+    )
+}
+
 /// Whether a connection that failed so must not be used again.
 pub(super) fn is_broken(error: &RedisError) -> bool {
     error.is_io_error()
         || error.is_timeout()
         || error.is_unrecoverable_error()
+        || is_redirected(error)
         || matches!(
             error.kind(),
-            ErrorKind::Server(
-                ServerErrorKind::ReadOnly
-                    | ServerErrorKind::Moved
-                    | ServerErrorKind::Ask
-                    | ServerErrorKind::MasterDown
-            ) | ErrorKind::Parse
+            ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
+                | ErrorKind::Parse
                 | ErrorKind::ClusterConnectionNotFound
         )
 }
@@ -397,12 +402,7 @@ pub(super) fn translated(context: impl Into<String>, error: RedisError) -> Error
     let kind = kind(&error);
     // A cluster's client tries more than once by itself, and tells of the last try alone.
     let maybe = kind == Kind::Unreachable
-        && match error.kind() {
-            ErrorKind::Server(said) => {
-                matches!(said, ServerErrorKind::Moved | ServerErrorKind::Ask)
-            }
-            _ => true,
-        };
+        && (is_redirected(&error) || !matches!(error.kind(), ErrorKind::Server(_)));
     // As text, as that has its causes already.
     let failed = Error::new(kind, context).caused_by(error.to_string());
     if maybe {

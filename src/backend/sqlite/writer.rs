@@ -68,9 +68,8 @@ struct Stored {
 
 impl Writer {
     pub(super) fn open(path: &Path, durability: Durability) -> Result<Self> {
-        let pen = Pen::open(path, durability)?;
         Ok(Writer {
-            pen: Mutex::new(pen),
+            pen: Mutex::new(Pen::open(path, durability)?),
             queue: Mutex::default(),
             allowance: AtomicU64::new(0),
         })
