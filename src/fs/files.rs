@@ -279,17 +279,7 @@ impl Files {
                 ),
             ));
         }
-        self.backend.reset(&selector.pipe).await?;
-        self.tell_writers_of_reset(&selector.pipe);
-        Ok(())
-    }
-
-    fn tell_writers_of_reset(&self, pipe: &PipeName) {
-        for file in self.open.all() {
-            if let Some(writer) = &file.writer {
-                writer.was_reset(pipe);
-            }
-        }
+        self.backend.reset(&selector.pipe).await
     }
 
     /// Everything that was pushed is as durable as the backend can make it.
@@ -316,7 +306,6 @@ impl Files {
             ));
         }
         self.backend.remove(&selector.pipe).await?;
-        self.tell_writers_of_reset(&selector.pipe);
         self.known.forget(&selector.pipe);
         Ok(())
     }

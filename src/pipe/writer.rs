@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::Mutex;
@@ -22,8 +21,6 @@ pub struct Writer {
     frame: Frame,
     limit: usize,
     state: Mutex<State>,
-    /// How often the pipe was reset or removed through this mount.
-    resets: AtomicU64,
 }
 
 #[derive(Default)]
@@ -38,8 +35,7 @@ struct Stream {
     decoder: Decoder,
     /// A piece whose push was given up without knowing whether it had arrived. A program that was
     /// interrupted writes it again; it is then the same push.
-    /// With [`Writer::resets`] by then.
-    doubtful: Option<(Bytes, PushId, u64)>,
+    doubtful: Option<(Bytes, PushId)>,
     /// Whether the last piece failed: then the line that it should have ended is not pushed as it stands.
     failed: bool,
     /// The identity under which the last line is being pushed, should that be repeated.
@@ -68,7 +64,6 @@ impl Writer {
             frame,
             limit,
             state: Mutex::default(),
-            resets: AtomicU64::new(0),
         }
     }
 
@@ -104,12 +99,11 @@ impl Writer {
         stream.failed = true;
         if !decoded.messages.is_empty() {
             let batch = Batch::new(std::mem::take(&mut decoded.messages))?;
-            let resets = self.resets.load(Ordering::Relaxed);
             let mut id = match doubtful {
-                Some((earlier, id, before)) if earlier == piece && before == resets => id.again(),
+                Some((earlier, id)) if earlier == piece => id.again(),
                 _ => state.next_id()?,
             };
-            self.stream(&mut state, owner).doubtful = Some((piece.clone(), id, resets));
+            self.stream(&mut state, owner).doubtful = Some((piece.clone(), id));
             let mut pushed = self.backend.push(&self.pipe, id, batch.clone()).await;
             if id.repeated
                 && let Ok(position) = &pushed
@@ -117,7 +111,7 @@ impl Writer {
             {
                 // What was written before a reset is gone, and this is written behind it.
                 id = state.next_id()?;
-                self.stream(&mut state, owner).doubtful = Some((piece.clone(), id, resets));
+                self.stream(&mut state, owner).doubtful = Some((piece.clone(), id));
                 pushed = self.backend.push(&self.pipe, id, batch.clone()).await;
             }
             if let Err(error) = pushed {
@@ -207,15 +201,8 @@ impl Writer {
         result
     }
 
-    /// Notes that a pipe was reset or removed through this mount. What is written again then is another push, if the pipe
-    /// is this one: known again as the one before, it would be acknowledged, and be gone like that.
-    pub fn was_reset(&self, pipe: &PipeName) {
-        if *pipe == self.pipe {
-            self.resets.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether what was stored at `position` was dropped, by anybody's reset or removal.
+    /// Whether what was stored at `position` was dropped, by anybody's reset or removal: known again as the push before, what
+    /// is written again would be acknowledged, and be gone like that.
     async fn was_dropped(&self, position: Position) -> Result<bool> {
         let mut source = self.backend.subscribe(&self.pipe, Start::Oldest).await?;
         // With that it is known where the pipe starts.
