@@ -130,12 +130,7 @@ impl Link {
 
     /// Whether it can still be used.
     pub(super) fn is_alive(&self) -> bool {
-        !self.is_broken() && !self.dead.load(Ordering::Relaxed)
-    }
-
-    /// Whether it has ended.
-    fn is_broken(&self) -> bool {
-        self.client.connection_state() != State::Connected
+        self.client.connection_state() == State::Connected && !self.dead.load(Ordering::Relaxed)
     }
 
     /// The client has ended, and is not used again. Its state need not tell: what makes no sense to it may have stopped it
@@ -468,7 +463,7 @@ impl Line {
     {
         let link = self.link().await?;
         match ask(Arc::clone(&link)).await {
-            Err(error) if error.kind() == Kind::Unreachable && link.is_broken() => {
+            Err(error) if error.kind() == Kind::Unreachable && !link.is_alive() => {
                 ask(self.link().await?).await
             }
             result => result,
