@@ -16,6 +16,7 @@ mod metadata;
 mod reading;
 mod redis;
 mod redis_bulk;
+mod redis_copies;
 mod refusals;
 mod remote;
 mod sharing;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
+use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::sync::OnceCell;
 
@@ -71,6 +71,8 @@ pub(super) struct Client {
     pub(super) bulk: Arc<Bulk>,
     /// What may bring large answers, behind which no push should have to wait.
     pub(super) fetches: Arc<Lane>,
+    /// What waits for replicas.
+    pub(super) copies: Arc<Lane>,
     /// Whether the server's settings were looked at.
     checked: OnceCell<()>,
     /// Pipes of which it was said that they expire.
@@ -87,6 +89,7 @@ impl Client {
             places: Arc::default(),
             bulk: Arc::default(),
             fetches: Arc::default(),
+            copies: Arc::default(),
             checked: OnceCell::new(),
             expiring: Mutex::default(),
         })
@@ -252,7 +255,8 @@ impl Client {
         }
     }
 
-    async fn asked(
+    /// A request that is made once, by `ask`; a connection that it breaks is not used again.
+    pub(super) async fn asked(
         self: &Arc<Self>,
         lane: &Arc<Lane>,
         what: &impl Fn() -> String,
@@ -273,41 +277,6 @@ impl Client {
         match answer {
             Ok(answer) => Ok(answer),
             Err(_) => Err(no_answer(what(), patience).maybe_applied()),
-        }
-    }
-
-    /// Waits until the server's disk has what was pushed, where the server can tell (Redis 7.2, with an
-    /// append-only file).
-    pub(super) async fn sync(&self, keys: &Keys) -> Result<()> {
-        // On its own connection, as it keeps others waiting. It waits for what that one wrote, and so for all
-        // that was written before.
-        let mut link = self.own_link().await?;
-        let mut mark = redis::cmd("HSET");
-        mark.arg(&keys.known).arg(".synced").arg(1);
-        let mut wait = redis::cmd("WAITAOF");
-        wait.arg(1).arg(0).arg(ANSWER.as_millis() as u64 / 2);
-        let waited = async {
-            mark.exec_async(&mut link).await?;
-            match &mut link {
-                Link::Single(link) => wait.query_async(link).await,
-                // Those that this connection wrote nothing to do not wait.
-                Link::Cluster(link) => {
-                    let masters = (MultipleNodeRoutingInfo::AllMasters, None);
-                    link.route_command(wait, RoutingInfo::MultiNode(masters))
-                        .await
-                }
-            }
-        };
-        match within("syncing", waited).await? {
-            Ok(Value::Array(done)) if done.first() == Some(&Value::Int(0)) => {
-                Err(Error::new(Kind::Unreachable, "syncing").caused_by("the disk is behind"))
-            }
-            Ok(_) => Ok(()),
-            Err(error) if is_broken(&error) || error.code() != Some("ERR") => {
-                Err(translated("syncing", error))
-            }
-            // It has no such command, or no such file.
-            Err(_) => Ok(()),
         }
     }
 

@@ -3,7 +3,7 @@
 //! - [`options`]: the source's URL.
 //! - [`link`]: connections and what their failures mean.
 //! - [`client`], [`scripts`]: requests; [`keys`], [`entry`]: what lies in the database.
-//! - [`push`], [`bulk`], [`transaction`]: writers; [`source`], [`fetch`], [`progress`]: subscribers.
+//! - [`push`], [`bulk`], [`transaction`]: writers; [`copies`]: what they wait for; [`source`], [`fetch`], [`progress`]: subscribers.
 //!
 //! A request is made once: [`super::retry::Retry`] repeats it. Whatever changes something is one script or transaction, so
 //! that it happens as a whole, and one that comes late or twice does no harm: a push is known by its identity, a reset
@@ -11,6 +11,7 @@
 
 mod bulk;
 mod client;
+mod copies;
 mod entry;
 mod fetch;
 mod keys;
@@ -194,7 +195,11 @@ impl Backend for Redis {
     }
 
     fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
-        Box::pin(async move { push::push(&self.client, pipe, id, &batch).await })
+        Box::pin(async move {
+            let position = push::push(&self.client, pipe, id, &batch).await?;
+            self.client.copied(&self.client.keys(pipe)?).await?;
+            Ok(position)
+        })
     }
 
     fn subscribe<'a>(&'a self, pipe: &'a PipeName, start: Start) -> Fut<'a, Box<dyn Source>> {
@@ -256,7 +261,9 @@ impl Backend for Redis {
                 0,
                 |_| (),
             );
-            Ok(made.await? == Value::Int(1))
+            let is_new = made.await? == Value::Int(1);
+            self.client.copied(&keys).await?;
+            Ok(is_new)
         })
     }
 
@@ -275,7 +282,8 @@ impl Backend for Redis {
                         .arg(self.client.channel());
                 },
             );
-            self.dropped(pipe, &dropped.await?)
+            self.dropped(pipe, &dropped.await?)?;
+            self.client.copied(&keys).await
         })
     }
 
@@ -283,6 +291,8 @@ impl Backend for Redis {
         Box::pin(async move {
             let (keys, look) = self.look(pipe).await?;
             if look.info.is_none() {
+                // An earlier try may have removed it.
+                self.client.copied(&keys).await?;
                 return Err(not_found(pipe));
             }
             let gate = keys.gate();
@@ -296,7 +306,8 @@ impl Backend for Redis {
                     script.arg(&look.made).arg(self.client.channel());
                 },
             );
-            self.dropped(pipe, &dropped.await?)
+            self.dropped(pipe, &dropped.await?)?;
+            self.client.copied(&keys).await
         })
     }
 

@@ -1,4 +1,4 @@
-//! The source's URL: `redis[s][+srv]://[user[:password]@]host[:port][,…]/[database][?prefix=…&cluster&sentinel=…]`.
+//! The source's URL: `redis[s][+srv]://[user[:password]@]host[:port][,…]/[database][?prefix=…&cluster&sentinel=…&replicas=…]`.
 
 use std::fmt;
 
@@ -33,6 +33,8 @@ pub struct RedisUrl {
     /// What the keys of pipes begin with.
     pub(super) prefix: String,
     pub(super) topology: Topology,
+    /// How many replicas have what is acknowledged.
+    pub(super) replicas: u8,
 }
 
 impl RedisUrl {
@@ -58,12 +60,19 @@ impl RedisUrl {
             (false, Some(_)) => return Err("sentinel needs the master's name".to_owned()),
             (true, Some(_)) => return Err("it is cluster or sentinel, not both".to_owned()),
         };
-        broker.refuse_rest("prefix cluster sentinel")?;
+        let replicas = match broker.take("replicas") {
+            None => 0,
+            Some(digits) => digits
+                .parse()
+                .map_err(|_| format!("replicas is a number up to {}, not {digits:?}", u8::MAX))?,
+        };
+        broker.refuse_rest("prefix cluster sentinel replicas")?;
         Ok(RedisUrl {
             broker,
             database,
             prefix: prefix.unwrap_or_else(|| PREFIX.to_owned()),
             topology,
+            replicas,
         })
     }
 }
@@ -91,6 +100,9 @@ mod tests {
         );
         let url = RedisUrl::parse("redis+srv://sentinels.local/1?sentinel=main").expect("legal");
         assert_eq!(url.topology, Topology::Sentinel("main".to_owned()));
+        assert_eq!(url.replicas, 0);
+        let url = RedisUrl::parse("redis://one?replicas=2").expect("legal");
+        assert_eq!(url.replicas, 2);
     }
 
     #[test]
@@ -102,6 +114,8 @@ mod tests {
             ("redis://one?cluster&sentinel=a", "not both"),
             ("redis://one?cluster=maybe", "true or false"),
             ("redis://one?db=1", "\"db\""),
+            ("redis://one?replicas=many", "number"),
+            ("redis://one?replicas=256", "number"),
         ] {
             let error = RedisUrl::parse(text).expect_err(text);
             assert!(error.contains(why), "{text}: {error}");
