@@ -208,6 +208,16 @@ impl<T> Producers<T> {
         self.known.get(producer)
     }
 
+    /// Of how many producers something is known.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether nothing is known of any.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
     /// Notes what is known of a producer from now on.
     pub fn set(&mut self, producer: Producer, what: T) {
         if self.known.insert(producer, what).is_none() {
@@ -305,7 +315,7 @@ mod tests {
         for number in 0..=PRODUCERS as u128 {
             producers.set(id(number), number);
         }
-        assert_eq!(producers.known.len(), PRODUCERS);
+        assert_eq!(producers.len(), PRODUCERS);
         assert!(!producers.known.contains_key(&id(0)));
         assert_eq!(producers.get(&id(1)), Some(&1));
     }

@@ -31,11 +31,12 @@ struct Pipes {
     by_name: BTreeMap<PipeName, Pipe>,
     /// How many may be there before they are looked through again.
     crowded: usize,
-    /// The weight of all messages.
+    /// The weight of all messages and producers.
     held: u64,
-    /// Each producer's last push, to store a repeated one once.
-    producers: Producers<(u64, Position)>,
 }
+
+/// What it takes to remember a producer, in bytes.
+const PRODUCER: u64 = 64;
 
 struct Pipe {
     present: bool,
@@ -47,6 +48,8 @@ struct Pipe {
     pushed: Arc<Notify>,
     /// A copy of `first` for the readers.
     floor: Arc<AtomicU64>,
+    /// Each producer's last push, to store a repeated one once.
+    producers: Producers<(u64, Position)>,
 }
 
 impl Default for Pipe {
@@ -59,6 +62,7 @@ impl Default for Pipe {
             modified: SystemTime::now(),
             pushed: Arc::default(),
             floor: Arc::default(),
+            producers: Producers::default(),
         }
     }
 }
@@ -75,7 +79,7 @@ impl Pipe {
         self.first + self.log.len() as u64
     }
 
-    /// Drops all messages and returns their weight.
+    /// Drops all messages, forgets who pushed them, and returns what that took.
     fn clear(&mut self) -> u64 {
         let weight = self
             .log
@@ -87,7 +91,8 @@ impl Pipe {
         self.log = VecDeque::new();
         self.bytes = 0;
         self.modified = SystemTime::now();
-        weight as u64
+        let producers = std::mem::take(&mut self.producers);
+        weight as u64 + producers.len() as u64 * PRODUCER
     }
 
     fn info(&self) -> PipeInfo {
@@ -122,16 +127,17 @@ impl Memory {
     fn append(&self, name: &PipeName, id: PushId, batch: &Batch) -> Result<Position> {
         let mut guard = self.lock();
         let pipes = &mut *guard;
-        if let Some((seq, position)) = pipes.producers.get(&id.producer)
+        let before = pipes
+            .by_name
+            .get(name)
+            .and_then(|pipe| pipe.producers.get(&id.producer));
+        if let Some((seq, position)) = before
             && id.seq <= *seq
         {
             return Ok(*position);
         }
-        let added = batch
-            .messages()
-            .iter()
-            .map(|data| weight(data))
-            .sum::<usize>() as u64;
+        let messages = batch.messages().iter().map(|data| weight(data));
+        let added = messages.sum::<usize>() as u64;
         if pipes.held + added > self.limit {
             return Err(Error::new(
                 Kind::Full,
@@ -156,7 +162,9 @@ impl Memory {
         pipe.modified = time;
         let last = self.position(pipe.next() - 1);
         let pushed = Arc::clone(&pipe.pushed);
-        pipes.producers.set(id.producer, (id.seq, last));
+        let known = pipe.producers.len();
+        pipe.producers.set(id.producer, (id.seq, last));
+        pipes.held += (pipe.producers.len() - known) as u64 * PRODUCER;
         drop(guard);
         pushed.notify_waiters();
         Ok(last)

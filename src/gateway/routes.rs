@@ -15,7 +15,7 @@ use super::parts::{Document, Parameters, Pipe};
 use super::problem::Failed;
 use super::{Gateway, pull, push};
 use crate::backend::http::wire;
-use crate::backend::{Limit, Start};
+use crate::backend::{Fut, Limit, Start};
 use crate::error::{Error, Kind, Result};
 use crate::message::Position;
 use crate::metrics;
@@ -93,8 +93,8 @@ async fn remove(
     pipe: Pipe,
 ) -> Result<Document<wire::Dropped>, Failed> {
     pipe.check(Right::Drop)?;
-    gateway.backend.remove(&pipe.name).await?;
-    gateway.dropped(&pipe.name).await
+    let remove = gateway.backend.remove(&pipe.name);
+    gateway.dropped(&pipe.name, remove).await
 }
 
 async fn reset(
@@ -102,16 +102,22 @@ async fn reset(
     pipe: Pipe,
 ) -> Result<Document<wire::Dropped>, Failed> {
     pipe.check(Right::Drop)?;
-    gateway.backend.reset(&pipe.name).await?;
-    gateway.dropped(&pipe.name).await
+    let reset = gateway.backend.reset(&pipe.name);
+    gateway.dropped(&pipe.name, reset).await
 }
 
 impl Gateway {
-    /// Tells who follows that messages were dropped, and who dropped them up to where.
-    async fn dropped(&self, pipe: &PipeName) -> Result<Document<wire::Dropped>, Failed> {
+    /// Has messages dropped by `drop`, tells who follows, and says to who drops them up to where.
+    async fn dropped(
+        &self,
+        pipe: &PipeName,
+        drop: Fut<'_, ()>,
+    ) -> Result<Document<wire::Dropped>, Failed> {
+        // A backend that learns of floors from a server knows those of the pipes that somebody reads.
+        let source = self.backend.subscribe(pipe, Start::Oldest).await?;
+        drop.await?;
         metrics::RESETS.add(1);
         self.resets.send_modify(|count| *count += 1);
-        let source = self.backend.subscribe(pipe, Start::Oldest).await?;
         Ok(Document(wire::Dropped {
             floor: source.floor().position(),
         }))

@@ -45,6 +45,8 @@ macro_rules! conformance {
                 a_reset_and_a_removal_of_nothing_is_an_error
                 the_same_push_is_stored_once
                 a_repeated_push_is_known_to_other_clients
+                the_same_identity_in_another_pipe_is_another_push
+                a_push_that_is_repeated_behind_a_reset_is_stored_or_known_to_be_gone
                 names_come_back_as_they_were
                 create_says_whether_it_made_the_pipe
                 stat_counts_messages_and_bytes
@@ -605,6 +607,45 @@ pub(crate) async fn a_repeated_push_is_known_to_other_clients<S: Store>(store: S
         store.client().stat(&topic()).await.expect("stat").count,
         101
     );
+}
+
+pub(crate) async fn the_same_identity_in_another_pipe_is_another_push<S: Store>(store: S) {
+    let client = store.client();
+    let id = PushId::first(Producer::random().expect("randomness"), 1);
+    for id in [id, id.again()] {
+        for pipe in ["one", "two"] {
+            let pipe = name(pipe);
+            let pushed = client.push(&pipe, id, batch(&["x"])).await;
+            pushed.expect("stored");
+        }
+    }
+    for pipe in ["one", "two"] {
+        let info = client.stat(&name(pipe)).await.expect("stored");
+        assert_eq!(info.count, 1, "{pipe}");
+    }
+}
+
+pub(crate) async fn a_push_that_is_repeated_behind_a_reset_is_stored_or_known_to_be_gone<
+    S: Store,
+>(
+    store: S,
+) {
+    let client = store.client();
+    let id = PushId::first(Producer::random().expect("randomness"), 1);
+    let pushed = client.push(&topic(), id, batch(&["x"])).await;
+    pushed.expect("stored");
+    client.reset(&topic()).await.expect("reset");
+    let again = client.push(&topic(), id.again(), batch(&["x"])).await;
+    let position = again.expect("stored or known");
+    let mut source = client
+        .subscribe(&topic(), Start::Oldest)
+        .await
+        .expect("there");
+    source.end().await.expect("its end");
+    match position < source.floor().position() {
+        true => assert_eq!(client.stat(&topic()).await.expect("there").count, 0),
+        false => assert_eq!(texts(&all(&client).await), ["x"]),
+    }
 }
 
 pub(crate) async fn names_come_back_as_they_were<S: Store>(store: S) {

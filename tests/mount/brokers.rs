@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::gateway::free_port;
+use crate::gateway::{Gateway, free_port};
 use crate::load::{Work, Writers, assert_complete, follow, read_lines};
 use crate::network::Hosts;
 use crate::services::Services;
@@ -190,6 +190,29 @@ fn written_again_after_a_reset(kind: &str) {
     }
 }
 
+/// Whoever resets by a gateway is told at once, also where nobody reads the pipe by that.
+fn reset_by_a_gateway(kind: &str) {
+    let services = Services::start(&[kind]);
+    let gateway = Gateway::start(&services.url(), &[]);
+    let mount = Mount::new(gateway.url(), &[]);
+    mount.out(&format!("seq -f '%g {}' 3000 > topic", "x".repeat(1000)));
+    let rest = mount.python(
+        r"
+        fd = os.open('topic@snapshot', os.O_RDONLY)
+        os.read(fd, 20)
+        os.truncate('topic', 0)
+        print(os.read(fd, 2000).strip(b'x\n'))
+        ",
+    );
+    // Of the line that was begun.
+    assert_eq!(rest, "b''\n");
+    let floor = mount.out(&format!(
+        "echo again > topic; curl -fsS -X DELETE {}v1/pipes/topic/messages",
+        gateway.url()
+    ));
+    assert!(!floor.contains("0-0"), "{floor}");
+}
+
 /// A broker on the far host, and mounts of it on the near one.
 fn apart(kind: &str, flags: &[&str]) -> (Hosts, Services, [Mount; 2]) {
     let hosts = Hosts::new();
@@ -364,6 +387,11 @@ macro_rules! of {
             #[test]
             fn what_is_written_again_after_a_reset_is_there() {
                 super::written_again_after_a_reset($kind);
+            }
+
+            #[test]
+            fn who_resets_by_a_gateway_reads_nothing_older() {
+                super::reset_by_a_gateway($kind);
             }
 
             #[test]
