@@ -1,11 +1,11 @@
 //! The command line. Parsing does nothing else; `run` acts.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::FalseyValueParser;
+use clap::builder::{FalseyValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
@@ -53,9 +53,38 @@ pub struct SourceArgs {
         long,
         value_name = "URL",
         env = "DNPIPES_SOURCE",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = SourceParser
     )]
     pub source: Option<BackendUrl>,
+}
+
+/// Takes a source's URL. What clap says by itself of a value that is refused shows the value, and with it a password.
+#[derive(Clone)]
+struct SourceParser;
+
+impl TypedValueParser for SourceParser {
+    type Value = BackendUrl;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        _argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<BackendUrl, clap::Error> {
+        source(value).map_err(|why| {
+            clap::Error::raw(ErrorKind::ValueValidation, why).format(&mut command.clone())
+        })
+    }
+}
+
+/// Parses a source's URL; what is wrong with it is said without what may be a secret.
+fn source(text: &OsStr) -> Result<BackendUrl, String> {
+    match text.to_str() {
+        Some("") => Err("the source is empty; is DNPIPES_SOURCE?".to_owned()),
+        Some(text) => text.parse().map_err(|error: Error| error.to_string()),
+        None => Err("the source is not UTF-8".to_owned()),
+    }
 }
 
 const MOUNT_USAGE: &str = "dnpipes mount [OPTIONS] [SOURCE] <MOUNTPOINT>";
@@ -92,10 +121,10 @@ pub struct MountArgs {
     #[arg(long, env = "DNPIPES_ALLOW_OTHER", value_parser = FalseyValueParser::new())]
     pub allow_other: bool,
     /// Owner of the files, as a number. Default: who mounts.
-    #[arg(long, env = "DNPIPES_UID")]
+    #[arg(long, env = "DNPIPES_UID", value_parser = id)]
     pub uid: Option<u32>,
     /// Group of the files, as a number. Default: the group of who mounts.
-    #[arg(long, env = "DNPIPES_GID")]
+    #[arg(long, env = "DNPIPES_GID", value_parser = id)]
     pub gid: Option<u32>,
     /// Permissions of the files, in octal.
     #[arg(long, value_name = "MODE", default_value = "644", env = "DNPIPES_FILE_MODE", value_parser = file_mode)]
@@ -110,14 +139,15 @@ pub struct MountArgs {
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// Where the messages live, as for mount.
-    #[arg(value_name = "SOURCE", env = "DNPIPES_SOURCE", hide_env_values = true)]
+    #[arg(value_name = "SOURCE", env = "DNPIPES_SOURCE", hide_env_values = true, value_parser = SourceParser)]
     pub source: Option<BackendUrl>,
     /// Where to listen. Any other than a loopback address needs --token-file, --tls-client-ca or --insecure.
     #[arg(
         long,
         value_name = "ADDRESS:PORT",
         default_value = "127.0.0.1:7070",
-        env = "DNPIPES_LISTEN"
+        env = "DNPIPES_LISTEN",
+        value_parser = address
     )]
     pub listen: SocketAddr,
     /// Who may do what: on each line a token, then full, read or push, then a prefix of the pipes' names.
@@ -196,21 +226,21 @@ impl FromArgMatches for PlaceArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let two = matches.value_source("source") == Some(ValueSource::CommandLine);
         let words = PlaceWords::from_arg_matches(matches)?;
-        let (source, mountpoint) = match words.source {
+        let (source_words, mountpoint) = match words.source {
             Some(second) if two => (Some(words.mountpoint), second),
-            source => (source, words.mountpoint),
+            first => (first, words.mountpoint),
         };
         if mountpoint.is_empty() {
             return Err(refuse_places("the mountpoint is empty".to_owned()));
         }
-        let source = source.map(|text| match text.to_str() {
-            Some(text) => text
-                .parse::<BackendUrl>()
-                .map_err(|error| refuse_places(error.to_string())),
-            None => Err(refuse_places(format!("source {text:?} is not UTF-8"))),
-        });
+        let parsed = source_words.as_deref().map(source).transpose();
         Ok(PlaceArgs {
-            source: source.transpose()?,
+            source: parsed.map_err(|why| {
+                refuse_places(match two && source(&mountpoint).is_ok() {
+                    true => "the source comes before the mountpoint".to_owned(),
+                    false => why,
+                })
+            })?,
             mountpoint: mountpoint.into(),
         })
     }
@@ -254,11 +284,11 @@ pub struct PullArgs {
     /// The pipe, with options as in topic@follow.
     pub topic: Selector,
     /// Stop after so many messages.
-    #[arg(short = 'n', value_name = "N")]
+    #[arg(short = 'n', value_name = "N", allow_negative_numbers = true)]
     pub count: Option<u64>,
     /// Stop when no message comes for so long, as 5s; 0 does not wait. Exit code 3 if none came at all. A store that
     /// cannot be reached is tried for as long, and at least for 2s; then exit code 1.
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
 }
 
@@ -317,9 +347,24 @@ fn size(text: &str) -> Result<usize> {
         Some(bytes @ 1..) if bytes <= u32::MAX as usize => Ok(bytes),
         _ => Err(invalid(
             text,
-            "a size from 1 byte to less than 4GiB: at most 4294967295 bytes",
+            "a size from 1 byte to 4294967295, which is less than 4GiB",
         )),
     }
+}
+
+/// A user's or a group's number.
+fn id(text: &str) -> Result<u32> {
+    text.parse()
+        .map_err(|_| invalid(text, "a number, as id -u and id -g print it"))
+}
+
+fn address(text: &str) -> Result<SocketAddr> {
+    text.parse().map_err(|_| {
+        invalid(
+            text,
+            "an IP address and a port, as 127.0.0.1:7070 or [::1]:7070",
+        )
+    })
 }
 
 fn file_mode(text: &str) -> Result<u16> {
@@ -334,6 +379,9 @@ const IGNORED: &str = "defaults rw auto noauto user nouser users nousers owner n
     nofail _netdev suid nosuid dev nodev exec noexec atime noatime diratime nodiratime relatime norelatime \
     strictatime nostrictatime lazytime nolazytime sync async dirsync silent loud symfollow nosymfollow \
     iversion noiversion mand nomand";
+
+const WITHOUT_VALUE: &str = "ro read_only allow_other allow_delete";
+const WITH_VALUE: &str = "mode frame timeout max_message_size uid gid file_mode";
 
 impl MountArgs {
     /// Applies the `-o` options.
@@ -350,23 +398,34 @@ impl MountArgs {
     }
 
     fn apply(&mut self, option: &str) -> Result<()> {
-        let number = |text: &str| text.parse().map_err(|_| invalid(text, "a number"));
+        let refuse = |why: String| Err(Error::new(Kind::InvalidInput, why));
+        let is_among = |words: &str, word| words.split(' ').any(|known| known == word);
         match option.split_once('=').unwrap_or((option, "")) {
             ("ro" | "read_only", "") => self.read_only = true,
             ("allow_other", "") => self.allow_other = true,
             ("allow_delete", "") => self.allow_delete = true,
+            (word, "") if is_among(WITH_VALUE, word) => {
+                return refuse(format!("-o {word} needs a value, as {word}=…"));
+            }
             ("mode", value) => self.mode = value.parse()?,
             ("frame", value) => self.frame = value.parse()?,
             ("timeout", value) => self.timeout = timeout(value)?,
             ("max_message_size", value) => self.max_message_size = size(value)?,
-            ("uid", value) => self.uid = Some(number(value)?),
-            ("gid", value) => self.gid = Some(number(value)?),
+            ("uid", value) => self.uid = Some(id(value)?),
+            ("gid", value) => self.gid = Some(id(value)?),
             ("file_mode", value) => self.file_mode = file_mode(value)?,
-            (word, "") if IGNORED.split(' ').any(|known| known == word) => {}
+            (word, "") if is_among(IGNORED, word) => {}
             // mount(8) says which user it was.
             ("comment" | "user", _) => {}
             (word, _) if word.starts_with("x-") || word.starts_with("X-") => {}
-            _ => return Err(invalid(option, "an option of -o")),
+            (word, _) if is_among(WITHOUT_VALUE, word) => {
+                return refuse(format!("-o {word} takes no value"));
+            }
+            _ => {
+                return refuse(format!(
+                    "{option:?} is not an option of -o; there are: {WITHOUT_VALUE} {WITH_VALUE}"
+                ));
+            }
         }
         Ok(())
     }
@@ -431,6 +490,29 @@ mod tests {
     }
 
     #[test]
+    fn no_secret_is_shown_whatever_is_wrong_with_a_source() {
+        let source = "redis://:s3cret@h/?foo";
+        for args in [
+            &["mount", source, "/mnt"][..],
+            &["serve", source],
+            &["ls", "--source", source],
+            &["push", "--source", source, "topic"],
+            &["pull", "topic", "--source", source],
+        ] {
+            let parsed = Cli::try_parse_from(["dnpipes"].iter().chain(args));
+            let why = parsed.expect_err("refused").to_string();
+            assert!(why.contains("foo") && !why.contains("s3cret"), "{why}");
+        }
+    }
+
+    #[test]
+    fn who_mixes_up_the_places_is_told_so() {
+        let parsed = Cli::try_parse_from(["dnpipes", "mount", "/mnt", "memory:"]);
+        let why = parsed.expect_err("refused").to_string();
+        assert!(why.contains("the source comes before"), "{why}");
+    }
+
+    #[test]
     fn mount_options_are_the_flags_by_another_name() {
         let mut args = mount(&[
             "memory:",
@@ -477,9 +559,12 @@ mod tests {
             "uid=root",
             "file_mode=999",
             "ro=1",
+            "mode",
         ] {
             let mut args = mount(&["memory:", "/mnt", "-o", option]);
-            assert!(args.apply_options().is_err(), "{option}");
+            let why = args.apply_options().expect_err(option).to_string();
+            let named = option.split('=').next_back().expect("a word");
+            assert!(why.contains(named) || why.contains("-o ro"), "{why}");
         }
         for (flag, value) in [
             ("--mode", "json"),

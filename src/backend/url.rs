@@ -48,10 +48,13 @@ impl FromStr for BackendUrl {
         let refuse =
             |why: String| Error::new(Kind::InvalidInput, format!("source {shown:?}: {why}"));
         let Some((scheme, rest)) = text.split_once(':') else {
-            return Err(refuse(
-                "it has no scheme; try sqlite:/path/file.db, https://host:7070/ or memory:"
-                    .to_owned(),
-            ));
+            let file = match text.contains('/') || text.ends_with(".db") {
+                true => text,
+                false => "/path/file.db",
+            };
+            return Err(refuse(format!(
+                "it has no scheme, as sqlite:{file}, https://host:7070/, redis://host/ or nats://host/"
+            )));
         };
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let pairs = query.split('&').filter(|pair| !pair.is_empty());
@@ -103,7 +106,7 @@ impl FromStr for BackendUrl {
                 RedisUrl::parse(text).map(BackendUrl::Redis).map_err(refuse)
             }
             _ => Err(refuse(format!(
-                "there is no backend {scheme:?}; there are: sqlite memory http https nats tls redis rediss"
+                "there is no backend {scheme:?}; there are: sqlite memory http https nats tls redis rediss, and with +srv the last four"
             ))),
         }
     }
