@@ -23,12 +23,26 @@ const LONGEST: Duration = Duration::from_secs(1);
 pub struct Retry {
     inner: Arc<dyn Backend>,
     timeout: Option<Duration>,
+    /// Whether who waits for a push is told that the backend cannot be reached.
+    waits_for_ever: bool,
 }
 
 impl Retry {
     /// Retries until `timeout` has passed since the call; `None` retries for ever.
     pub fn new(inner: Arc<dyn Backend>, timeout: Option<Duration>) -> Self {
-        Retry { inner, timeout }
+        Retry {
+            inner,
+            timeout,
+            waits_for_ever: false,
+        }
+    }
+
+    /// Has who waits for a push ([`Limit::before`] is nothing) wait for ever, also while the backend cannot be reached.
+    pub fn waiting_for_ever(self) -> Self {
+        Retry {
+            waits_for_ever: true,
+            ..self
+        }
     }
 
     async fn run<T, F>(
@@ -234,14 +248,8 @@ impl Resuming {
         let source = match self.source.take() {
             Some(source) => source,
             None => {
-                let Resuming {
-                    retry, pipe, start, ..
-                } = self;
-                retry
-                    .run("reopening", Some(pipe), || {
-                        retry.inner.subscribe(pipe, *start)
-                    })
-                    .await?
+                let again = self.retry.inner.subscribe(&self.pipe, self.start);
+                again.await?
             }
         };
         Ok(self.source.insert(source))
@@ -286,7 +294,8 @@ impl Resuming {
         self.source = None;
         let current =
             outage.get_or_insert_with(|| Outage::since(began.unwrap_or_else(Instant::now)));
-        if let Some(timeout) = self.retry.timeout
+        let has_end = began.is_some() || !self.retry.waits_for_ever;
+        if let Some(timeout) = self.retry.timeout.filter(|_| has_end)
             && current.since.elapsed() + current.pause >= timeout
         {
             current.cause = Some(error);

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags};
@@ -375,17 +375,25 @@ impl Files {
         }
     }
 
-    /// The mount ends: readers get end of file, and the lines that have no end yet are pushed.
-    pub(super) async fn end(&self) {
+    /// The mount ends: readers get end of file.
+    pub(super) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         self.end_readers();
-        for file in self.open.all() {
-            if let Some(writer) = &file.writer
-                && let Err(error) = writer.finish().await
-            {
-                log::error!("pushing the last line of an open file: {error}");
-            }
-        }
+    }
+
+    /// Pushes the lines that have no end yet, each within `patience`.
+    pub(super) async fn finish(&self, patience: Duration) {
+        let open = self.open.all();
+        let finishing = open.iter().filter_map(|file| file.writer.as_ref());
+        let finishing = finishing.map(async |writer| {
+            let why = match tokio::time::timeout(patience, writer.finish()).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("it was not stored within {patience:?}"),
+            };
+            log::error!("the last line of an open file is given up: {why}");
+        });
+        futures_util::future::join_all(finishing).await;
     }
 
     /// Whether the backend is somewhere else, so that no call of it answers at once.

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use tokio::runtime::{Runtime, RuntimeFlavor};
@@ -23,6 +24,9 @@ use crate::error::{Error, Kind, Result};
 
 /// Threads that read requests. Two cores: more gains nothing, one costs a wake-up across them.
 const THREADS: usize = 4;
+
+/// How long the end of a mount waits for unfinished lines: less than container engines wait for a program's end (10 s).
+const LAST_LINES: Duration = Duration::from_secs(5);
 
 /// The file system type, as mount(8) and /proc/self/mountinfo show it.
 const TYPE: &str = "fuse.dnpipes";
@@ -328,13 +332,16 @@ impl Mount {
         Ok(())
     }
 
-    /// Ends the mount: readers get end of file, unfinished lines are pushed, and the mountpoint is free.
+    /// Ends the mount: readers get end of file, the mountpoint is free, and unfinished lines are pushed, as far as that is
+    /// done within 5 seconds.
     ///
     /// # Errors
     /// Where it cannot be unmounted.
     pub fn end(&self, runtime: &Runtime) -> Result<()> {
-        runtime.block_on(self.files.end());
-        detach(&self.mountpoint)
+        self.files.end();
+        let detached = detach(&self.mountpoint);
+        runtime.block_on(self.files.finish(LAST_LINES));
+        detached
     }
 
     /// Whether any of its files is open.

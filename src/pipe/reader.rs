@@ -4,9 +4,11 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
 
 use super::framing::{encode, framed_len};
 use super::subscription::{Step, Subscription};
@@ -26,6 +28,10 @@ const FETCH: usize = 512 << 10;
 /// read(2) into requests of 1 MiB, less what its buffer lacks of a page's beginning, and after a full answer asks
 /// again, which could wait.
 const LONGEST_ANSWER: usize = (1 << 20) - 4096;
+
+/// How long who does not want to wait for a message waits until it is known whether there is one. Also elsewhere a store
+/// that is slow or down is waited for so long (SEMANTICS: metadata).
+const LOOK: Duration = Duration::from_secs(1);
 
 /// An open file's reading side.
 pub struct Reader {
@@ -53,6 +59,8 @@ struct State {
     full: bool,
     /// Somebody who does not want to wait asks whether there is something now.
     asked: bool,
+    /// Somebody who does not want to wait did so in vain, and nothing was heard from the store since.
+    silent: bool,
     /// It was empty when it was opened, and whoever waits for the first message has read nothing yet.
     owed: bool,
     /// The end of the round was read already.
@@ -87,9 +95,17 @@ impl Shared {
             .sum::<usize>();
         state.queue.extend(messages);
         state.phase = Phase::Filling;
+        state.silent = false;
         state.news += 1;
         drop(state);
         self.changed.notify_waiters();
+    }
+
+    /// Waits for what has `changed`, and notes if nothing is heard.
+    async fn heard(&self, changed: impl Future<Output = ()>, until: Instant) {
+        if timeout_at(until, changed).await.is_err() {
+            self.lock().silent = true;
+        }
     }
 
     fn enter(&self, phase: Phase) {
@@ -98,6 +114,7 @@ impl Shared {
             state.news += 1;
         }
         state.phase = phase;
+        state.silent = false;
         drop(state);
         self.changed.notify_waiters();
     }
@@ -123,6 +140,7 @@ impl Reader {
                 phase: Phase::Filling,
                 full: false,
                 asked: false,
+                silent: false,
                 owed: false,
                 told: false,
                 ended: false,
@@ -148,6 +166,8 @@ impl Reader {
     /// As for [`crate::backend::Source::next`]; [`Kind::WouldBlock`] with `nonblock`.
     pub async fn read(&self, size: usize, nonblock: bool) -> Result<Vec<u8>> {
         let mut asked = false;
+        let until = nonblock.then(|| Instant::now() + LOOK);
+        let nothing = || Error::new(Kind::WouldBlock, "there is no message now");
         loop {
             // Made before the look, so that nothing is missed.
             let changed = self.shared.changed.notified();
@@ -159,11 +179,12 @@ impl Reader {
                     return Ok(bytes);
                 }
                 match std::mem::replace(&mut state.phase, Phase::Filling) {
+                    Phase::Filling if nonblock && state.silent => return Err(nothing()),
                     Phase::Filling => {}
                     Phase::Waiting if !nonblock => state.phase = Phase::Waiting,
                     Phase::Waiting if asked => {
                         state.phase = Phase::Waiting;
-                        return Err(Error::new(Kind::WouldBlock, "there is no message now"));
+                        return Err(nothing());
                     }
                     Phase::Waiting => {
                         // What was pushed a moment ago may not have arrived here: look again.
@@ -186,7 +207,10 @@ impl Reader {
                     }
                 }
             }
-            changed.await;
+            match until {
+                None => changed.await,
+                Some(until) => self.shared.heard(changed, until).await,
+            }
         }
     }
 
@@ -214,6 +238,7 @@ impl Reader {
     /// again in the store before it says no.
     pub async fn is_readable(&self) -> (bool, u64) {
         let mut asked = false;
+        let until = Instant::now() + LOOK;
         loop {
             let changed = self.shared.changed.notified();
             {
@@ -221,17 +246,18 @@ impl Reader {
                 if state.readable() {
                     return (true, state.news);
                 }
-                if matches!(state.phase, Phase::Waiting) {
-                    if asked {
-                        return (false, state.news);
-                    }
+                let is_waiting = matches!(state.phase, Phase::Waiting);
+                if is_waiting && asked || state.silent {
+                    return (false, state.news);
+                }
+                if is_waiting {
                     asked = true;
                     state.asked = true;
                     state.phase = Phase::Filling;
                     self.shared.wanted.notify_one();
                 }
             }
-            changed.await;
+            self.shared.heard(changed, until).await;
         }
     }
 
@@ -329,6 +355,11 @@ async fn fill(shared: Arc<Shared>, mut subscription: Subscription) {
             subscription.ready(FETCH).await
         } else {
             Ok(Step::Wait)
+        };
+        let step = match step {
+            // Who only asked goes on waiting, as one who does not ask.
+            Err(error) if asked && error.kind() == Kind::TimedOut => Ok(Step::Wait),
+            step => step,
         };
         match step {
             Ok(Step::Messages(messages)) => shared.add(messages),

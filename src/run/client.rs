@@ -26,10 +26,10 @@ const SHORTEST: Duration = Duration::from_secs(2);
 const PIECE: usize = 256 << 10;
 
 fn open(args: SourceArgs) -> Result<Arc<dyn Backend>> {
-    open_within(TIMEOUT, args)
+    Ok(Arc::new(open_within(TIMEOUT, args)?))
 }
 
-fn open_within(timeout: Duration, args: SourceArgs) -> Result<Arc<dyn Backend>> {
+fn open_within(timeout: Duration, args: SourceArgs) -> Result<Retry> {
     let source = source_or_default(args.source)?;
     if matches!(source, BackendUrl::Memory { .. }) {
         return Err(Error::new(
@@ -37,7 +37,7 @@ fn open_within(timeout: Duration, args: SourceArgs) -> Result<Arc<dyn Backend>> 
             "memory: lives in one mount's process; use its files instead",
         ));
     }
-    Ok(Arc::new(Retry::new(backend::open(&source)?, Some(timeout))))
+    Ok(Retry::new(backend::open(&source)?, Some(timeout)))
 }
 
 pub(super) fn push(args: PushArgs) -> Result<Outcome> {
@@ -82,8 +82,11 @@ pub(super) fn pull(args: PullArgs) -> Result<Outcome> {
     let mode = args.topic.options.mode.unwrap_or(Mode::Drain);
     let patience = args.timeout.unwrap_or(TIMEOUT).clamp(SHORTEST, TIMEOUT);
     runtime(1)?.block_on(async move {
-        let backend = open_within(patience, args.source)?;
-        let mut subscription = Subscription::open(&*backend, &args.topic.pipe, mode).await?;
+        let mut backend = open_within(patience, args.source)?;
+        if args.timeout.is_none() {
+            backend = backend.waiting_for_ever();
+        }
+        let mut subscription = Subscription::open(&backend, &args.topic.pipe, mode).await?;
         let mut output = Output::new(frame, args.count);
         while !output.is_complete() {
             let step = match subscription.ready(PIECE).await? {

@@ -63,7 +63,7 @@ fn start(args: MountArgs) -> Result<Running> {
     let source = source_or_default(args.place.source)?;
     raise_file_limit();
     let direct = backend::open(&source)?;
-    let backend = Retry::new(Arc::clone(&direct), args.timeout);
+    let backend = Retry::new(Arc::clone(&direct), args.timeout).waiting_for_ever();
     // Only now, so that a signal ends a program that is still waiting for its store; and before any thread
     // is started, so that every thread leaves them to the one that waits for them.
     block_signals()?;

@@ -235,6 +235,103 @@ fn cut_off_under_load(kind: &str, target: &str, work: Work) {
     load.finish();
 }
 
+/// Whoever waits for a message waits, however long nobody can be asked for one.
+fn waits_for_ever(kind: &str) {
+    let services = Services::start(&[kind]);
+    let name = services.server().name;
+    let mount = Mount::new(&services.url(), &["--timeout", "1s"]);
+    mount.out("echo first > topic; touch empty");
+    let mut follower = mount.spawn("exec cat topic@follow");
+    assert_eq!(follower.line(), "first");
+    let mut first = mount.spawn("exec cat empty");
+    first.wait_until_blocked();
+    let mut pull = Command::new(DNPIPES);
+    pull.args(["pull", "--source", &services.url(), "topic@follow"]);
+    let mut pull = Running::start(&mut pull);
+    assert_eq!(pull.line(), "first");
+    services.tell("kill", &name);
+    for reading in ["reading topic", "reading empty"] {
+        wait_for("the outage", || mount.log().contains(reading).then_some(()));
+    }
+    // Twice as long as a write is tried.
+    for _ in 0..2 {
+        assert!(!mount.sh("echo lost > topic").status.success());
+    }
+    services.tell("start", &name);
+    mount.out("echo after > topic; echo after > empty");
+    assert_eq!(follower.line(), "after");
+    assert_eq!(pull.line(), "after");
+    assert_eq!(first.finish().stdout, b"after\n");
+}
+
+/// SIGTERM frees the mountpoint at once, whatever unfinished lines wait for, and the daemon gives those up in time.
+fn ends_while_away(kind: &str) {
+    let services = Services::start(&[kind]);
+    let name = services.server().name;
+    let mut mount = Mount::new(&services.url(), &["--timeout", "0"]);
+    mount.out("touch a b c");
+    let mut writer = mount.spawn_python(
+        "
+        import time
+        files = [open(name, 'wb', buffering=0) for name in 'abc']
+        for file in files:
+            file.write(b'unfinished')
+        print('written', flush=True)
+        time.sleep(1000)
+        ",
+    );
+    assert_eq!(writer.line(), "written");
+    services.tell("stop", &name);
+    let since = Instant::now();
+    mount.signal(libc::SIGTERM);
+    wait_for("the mountpoint", || {
+        fs::remove_dir(mount.dir()).is_ok().then_some(())
+    });
+    let freed = since.elapsed();
+    assert!(freed < Duration::from_secs(2), "{freed:?}");
+    assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
+    let ended = since.elapsed();
+    assert!(ended < Duration::from_secs(9), "{ended:?}");
+    assert_eq!(mount.log().matches("is given up").count(), 3);
+}
+
+/// Who asks not to wait does not wait for a broker either that does not answer.
+fn does_not_wait(kind: &str) {
+    let services = Services::start(&[kind]);
+    let name = services.server().name;
+    let mount = Mount::new(&services.url(), &[]);
+    mount.out("echo first > topic");
+    let mut reader = mount.spawn_python(
+        "
+        import select, signal, time
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        fd = os.open('topic@follow', os.O_RDONLY | os.O_NONBLOCK)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll()
+        print(os.read(fd, 100), flush=True)
+        signal.sigwait([signal.SIGUSR1])
+        since = time.monotonic()
+        print([poll.poll(0), why(os.read, fd, 100), poll.poll(0), why(os.read, fd, 100)], flush=True)
+        print(time.monotonic() - since < 3, flush=True)
+        signal.sigwait([signal.SIGUSR1])
+        while True:
+            poll.poll()
+            if why(lambda: print(os.read(fd, 100), flush=True)) == 'ok':
+                break
+        ",
+    );
+    assert_eq!(reader.line(), "b'first\\n'");
+    services.tell("stop", &name);
+    reader.signal(libc::SIGUSR1);
+    assert_eq!(reader.line(), "[[], 'EAGAIN', [], 'EAGAIN']");
+    assert_eq!(reader.line(), "True");
+    services.tell("cont", &name);
+    mount.out("echo after > topic");
+    reader.signal(libc::SIGUSR1);
+    assert_eq!(reader.line(), "b'after\\n'");
+}
+
 fn times_out(kind: &str) {
     for target in ["DROP", "REJECT"] {
         let (hosts, _services, mounts) = apart(kind, &["--timeout", "2s"]);
@@ -422,6 +519,21 @@ macro_rules! of {
             #[test]
             fn its_servers_are_found_by_dns() {
                 super::found_by_dns($kind, $scheme);
+            }
+
+            #[test]
+            fn while_it_is_away_whoever_waits_for_a_message_goes_on_waiting() {
+                super::waits_for_ever($kind);
+            }
+
+            #[test]
+            fn while_it_is_away_a_daemon_ends_in_time() {
+                super::ends_while_away($kind);
+            }
+
+            #[test]
+            fn while_it_is_away_who_asks_not_to_wait_does_not() {
+                super::does_not_wait($kind);
             }
 
             #[test]
