@@ -8,8 +8,7 @@ use dnpipes::run::{Outcome, logging, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    logging::start();
-    match run(cli.command) {
+    match logging::start().and_then(|()| run(cli.command)) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::GotNothing) => ExitCode::from(3),
         Err(error) => {

@@ -127,6 +127,7 @@ pub trait Backend: Send + Sync {
     /// Makes an empty pipe; `false` if it existed, which is no error and changes nothing.
     ///
     /// # Errors
+    /// `AlreadyExists` where it exists, and an earlier try, of which nothing is known, may have made it;
     /// `InvalidName` where the backend cannot hold the name; and as for `push`.
     fn create<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, bool>;
 

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -199,8 +200,22 @@ impl Backend for Retry {
 
     fn create<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, bool> {
         Box::pin(async move {
-            self.run("creating", Some(pipe), || self.inner.create(pipe))
-                .await
+            let doubtful = AtomicBool::new(false);
+            let create = || async {
+                let created = self.inner.create(pipe).await;
+                if let Err(error) = &created
+                    && error.applied() != Applied::No
+                {
+                    doubtful.store(true, Ordering::Relaxed);
+                }
+                created
+            };
+            let created = self.run("creating", Some(pipe), create).await?;
+            if !created && doubtful.into_inner() {
+                let why = format!("{pipe} exists; perhaps an earlier try has made it");
+                return Err(Error::new(Kind::AlreadyExists, why).maybe_applied());
+            }
+            Ok(created)
         })
     }
 

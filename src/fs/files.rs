@@ -189,7 +189,14 @@ impl Files {
     /// look-up.
     pub(super) async fn create(&self, name: &OsStr, exclusive: bool) -> Result<FileAttr> {
         let selector = parse_new(name)?;
-        let created = self.backend.create(&selector.pipe).await?;
+        let created = match self.backend.create(&selector.pipe).await {
+            // Whoever takes it for a lock must not be told that somebody else has it, nor that he has.
+            Err(error) if error.kind() == Kind::AlreadyExists && exclusive => {
+                return Err(Error::new(Kind::Io, error.to_string()));
+            }
+            Err(error) if error.kind() == Kind::AlreadyExists => false,
+            created => created?,
+        };
         if exclusive && !created {
             return Err(Error::new(
                 Kind::AlreadyExists,
@@ -344,27 +351,34 @@ impl Files {
         }
         let selector = self.selector(inode)?;
         let info = self.known.info(&selector.pipe).await?;
-        Ok(match name {
+        Ok(self.attribute(name, &selector, &info))
+    }
+
+    fn attribute(&self, name: &str, selector: &Selector, info: &PipeInfo) -> Option<String> {
+        match name {
             "count" => Some(info.count.to_string()),
             "bytes" => info.bytes.map(|bytes| bytes.to_string()),
             "first" => info.first.map(|first| first.to_string()),
             "last" => info.last.map(|last| last.to_string()),
             "backend" => Some(self.backend.caps().name.to_owned()),
-            _ => Some(self.effective(&selector).1.to_string()),
-        })
+            _ => Some(self.effective(selector).1.to_string()),
+        }
     }
 
     /// The names of a file's extended attributes, each with its NUL.
     pub(super) async fn xattrs(&self, inode: u64) -> Result<Vec<u8>> {
-        let mut names = Vec::new();
-        for name in XATTRS {
-            let name = format!("{XATTR_PREFIX}{name}");
-            if self.xattr(inode, OsStr::new(&name)).await?.is_some() {
-                names.extend_from_slice(name.as_bytes());
-                names.push(0);
-            }
+        if inode == ROOT {
+            return Ok(Vec::new());
         }
-        Ok(names)
+        let selector = self.selector(inode)?;
+        let info = self.known.info(&selector.pipe).await?;
+        let names = XATTRS
+            .iter()
+            .filter(|name| self.attribute(name, &selector, &info).is_some());
+        let names: String = names
+            .map(|name| format!("{XATTR_PREFIX}{name}\0"))
+            .collect();
+        Ok(names.into_bytes())
     }
 
     fn end_readers(&self) {

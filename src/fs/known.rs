@@ -34,6 +34,8 @@ struct State {
     lists: u64,
     /// What was learned of single pipes since one was begun; nothing of those that are gone.
     learned: HashMap<PipeName, Option<PipeInfo>>,
+    /// When one of them changed last.
+    newest: Option<SystemTime>,
     /// When a question stayed without an answer last.
     silent: Option<Instant>,
 }
@@ -59,6 +61,7 @@ impl State {
         if self.listing.is_some() {
             self.learned.insert(pipe.clone(), info);
         }
+        self.newest = self.newest.max(info.map(|info| info.modified));
         match info {
             Some(info) => self.pipes.insert(pipe.clone(), info),
             None => self.pipes.remove(pipe),
@@ -70,6 +73,8 @@ impl State {
             && number > self.listed
         {
             self.pipes = listed.iter().cloned().collect();
+            let newest = listed.iter().map(|(_, info)| info.modified).max();
+            self.newest = self.newest.max(newest);
             self.listed = number;
             for (pipe, info) in self.learned.clone() {
                 self.learn(&pipe, info);
@@ -137,9 +142,9 @@ impl Known {
         self.state().learn(pipe, None);
     }
 
-    /// When a pipe that is known changed last.
+    /// When a pipe that was known changed last.
     pub(super) fn newest(&self) -> Option<SystemTime> {
-        self.state().pipes.values().map(|info| info.modified).max()
+        self.state().newest
     }
 
     /// The pipes there are, in the order of their names, or those that are known where a list takes longer than a second.

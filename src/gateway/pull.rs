@@ -218,7 +218,15 @@ impl Pull {
                 self.put(messages, &mut out);
             }
             Until::Some(deadline) => {
-                let Ok(messages) = timeout_at(deadline, self.fetch(None)).await else {
+                if *self.ending.borrow() {
+                    return Ok(None);
+                }
+                let limit = self.limit(None);
+                let messages = tokio::select! {
+                    messages = timeout_at(deadline, self.source.next(limit)) => messages,
+                    _ = self.ending.changed() => return Ok(None),
+                };
+                let Ok(messages) = messages else {
                     return Ok(None);
                 };
                 self.put(messages?, &mut out);

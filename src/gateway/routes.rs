@@ -82,10 +82,12 @@ async fn stat(
 
 async fn create(State(gateway): State<Arc<Gateway>>, pipe: Pipe) -> Result<StatusCode, Failed> {
     pipe.check(Right::Push)?;
-    Ok(match gateway.backend.create(&pipe.name).await? {
-        true => StatusCode::CREATED,
-        false => StatusCode::NO_CONTENT,
-    })
+    match gateway.backend.create(&pipe.name).await {
+        Ok(true) => Ok(StatusCode::CREATED),
+        Ok(false) => Ok(StatusCode::NO_CONTENT),
+        Err(error) if error.kind() == Kind::AlreadyExists => Ok(StatusCode::NO_CONTENT),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn remove(

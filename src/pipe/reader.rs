@@ -219,6 +219,9 @@ impl Reader {
         let floor = self.floor.position();
         let mut state = self.shared.lock();
         state.discard(floor);
+        if self.frame == Frame::File {
+            state.pass_over_empty();
+        }
         if state.is_owed_more() {
             state.phase = Phase::Filling;
             self.shared.wanted.notify_one();
@@ -310,6 +313,17 @@ impl State {
         }
     }
 
+    /// Drops empty messages, which would read as end of file, so that none is taken for something to read.
+    fn pass_over_empty(&mut self) {
+        while let Some(first) = self.queue.front()
+            && first.data.is_empty()
+        {
+            self.owed = false;
+            self.weight -= weight(&first.data);
+            self.queue.pop_front();
+        }
+    }
+
     fn take(&mut self, frame: Frame, size: usize) -> Vec<u8> {
         let mut out = Vec::new();
         while let Some(first) = self.queue.front() {
@@ -330,8 +344,7 @@ impl State {
             self.sent = 0;
             self.weight -= weight(&first.data);
             self.queue.pop_front();
-            // An empty message would read as end of file; it is passed over.
-            if frame == Frame::File && !out.is_empty() {
+            if frame == Frame::File {
                 break;
             }
         }

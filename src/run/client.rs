@@ -41,6 +41,10 @@ fn open_within(timeout: Duration, args: SourceArgs) -> Result<Retry> {
 }
 
 pub(super) fn push(args: PushArgs) -> Result<Outcome> {
+    if let Some(mode) = args.topic.options.mode {
+        let why = format!("@{mode} is for reading: a push has no mode");
+        return Err(Error::new(Kind::InvalidInput, why).usage());
+    }
     let frame = args.topic.options.frame.unwrap_or(args.frame);
     let pipe = args.topic.pipe;
     runtime(1)?.block_on(async move {

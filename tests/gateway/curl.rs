@@ -327,8 +327,12 @@ fn a_terminated_gateway_ends_with_followers_and_uploads_connected() {
     let mut follower = Curl::start(&[&format!("{messages}?follow")]);
     upload.write("line\n");
     assert_eq!(follower.line(), "line");
+    let waiting = Curl::start(&[&format!("{pipes}/empty/messages?wait=25s")]);
+    let metrics = format!("{}metrics", gateway.url());
+    while !get(&metrics, &[]).contains("\ndnpipes_readers 2\n") {}
     let since = Instant::now();
     gateway.signal(libc::SIGTERM);
+    assert_eq!(waiting.finish(), (String::new(), Some(0)));
     assert_eq!(gateway.wait(), Some(0));
     assert!(
         since.elapsed() < Duration::from_secs(4),

@@ -210,6 +210,23 @@ fn a_removal_whose_answer_was_lost_is_no_error_when_it_is_repeated() {
     assert_eq!(dnpipes(&["rm", "topic"]).status.code(), Some(1));
 }
 
+#[tokio::test]
+async fn who_has_made_a_pipe_is_not_known_where_the_answer_was_lost() {
+    let gateway = Gateway::start("memory:", &[]);
+    let port = swallow_one_answer(&gateway, "PUT", || ());
+    let url = HttpUrl::parse(&format!("http://127.0.0.1:{port}/")).expect("legal");
+    let client = Http::open(&url).expect("a client");
+    let client = Retry::new(Arc::new(client), Some(Duration::from_secs(20)));
+    let pipe = PipeName::new("topic").expect("legal");
+    let error = client.create(&pipe).await.expect_err("it is not known");
+    assert_eq!(
+        (error.kind(), error.applied()),
+        (Kind::AlreadyExists, Applied::Unknown)
+    );
+    // What nothing was lost of is known.
+    assert!(!client.create(&pipe).await.expect("an answer"));
+}
+
 #[test]
 fn a_push_whose_answer_was_lost_stays_in_doubt_when_its_repeat_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");

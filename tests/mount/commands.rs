@@ -228,6 +228,7 @@ fn usage_errors_are_exit_code_2() {
         &["pull", "-n", "many", "T"],
         &["pull", "--timeout", "soon", "T"],
         &["push", "--frame", "xml", "T"],
+        &["push", "T@follow", "x"],
         &["reset", "T@follow"],
         &["reset", "a/b"],
         &["rm", ""],
@@ -273,6 +274,35 @@ fn failures_are_exit_code_1() {
         );
     }
     assert_eq!(store.out("dnpipes ls"), "");
+}
+
+/// A level that is none silences nothing.
+#[test]
+fn a_log_that_nobody_can_mean_is_refused() {
+    let store = Store::new();
+    for level in ["wran", "info,dnpipes=loud", "dnpipes"] {
+        let output = store.sh(&format!("DNPIPES_LOG={level} dnpipes ls"));
+        assert_eq!(code(&output), Some(2), "{level}");
+        let why = errors(&output);
+        assert!(
+            why.contains("DNPIPES_LOG") && why.contains("module=level"),
+            "{why}"
+        );
+    }
+    for level in ["", "info", "error,dnpipes=debug", "warn/text"] {
+        let output = store.sh(&format!("DNPIPES_LOG={level} dnpipes ls"));
+        assert_eq!(code(&output), Some(0), "{level}");
+    }
+}
+
+/// A line that no server would take is refused before all of it is gathered, and before a server is asked.
+#[test]
+fn an_endless_line_for_a_server_that_is_away_is_refused() {
+    let store = Store::new();
+    let push = "dnpipes push --source nats://127.0.0.1:9/ T";
+    let output = store.sh(&format!("ulimit -v 2000000; {push} < /dev/zero"));
+    assert_eq!(code(&output), Some(1), "{output:?}");
+    assert!(errors(&output).contains("limit"), "{}", errors(&output));
 }
 
 /// Standard output holds the payload and nothing else, whatever is logged.

@@ -481,6 +481,30 @@ fn polling_tells_what_a_read_would_do() {
     }
 }
 
+/// In the frame `file` an empty message would read as end of file: it is passed over, also by who polls.
+#[test]
+fn an_empty_message_is_nothing_to_read_in_the_frame_file() {
+    let mount = Mount::memory(&[]);
+    mount.out("echo > topic");
+    let said = mount.python(
+        r"
+        import select
+        fd = os.open('topic@file,follow', os.O_RDONLY | os.O_NONBLOCK)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        print(poll.poll(0), why(os.read, fd, 10))
+        with open('topic', 'w') as topic:
+            print('next', file=topic)
+        print(len(poll.poll()), os.read(fd, 10), poll.poll(0))
+        ",
+    );
+    assert_eq!(said, "[] EAGAIN\n1 b'next' []\n");
+    assert_eq!(
+        mount.out("cat topic@file; truncate -s 0 topic; echo > topic; cat topic@file"),
+        "next"
+    );
+}
+
 /// A push from anywhere wakes the waiter, once: polling is no busy loop.
 #[test]
 fn a_push_through_another_mount_wakes_pollers() {

@@ -332,6 +332,9 @@ impl Nats {
     }
 }
 
+/// More than this no server takes, in bytes (nats.io, "max_payload").
+const MAX_PAYLOAD: usize = 64 << 20;
+
 /// Whether the server did what was asked.
 fn done(pipe: &PipeName, answer: Result<Value, ApiError>) -> Result<()> {
     match answer {
@@ -358,7 +361,7 @@ impl Backend for Nats {
             durable: true,
             remote: true,
             // The server says it when it is connected to.
-            max_message: link.as_ref().map_or(usize::MAX, |link| link.max_message()),
+            max_message: link.as_ref().map_or(MAX_PAYLOAD, |link| link.max_message()),
             whole_batches: link.as_ref().is_none_or(|link| link.knows_batches()),
         }
     }

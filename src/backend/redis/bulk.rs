@@ -1,7 +1,7 @@
 //! Large pushes, which go by transactions over connections of their own, whose calls block. Where anything is not as it
 //! should be the transaction is left away, and the script that other pushes go by says why.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use redis::{Connection, RedisError, Value};
@@ -21,7 +21,7 @@ const TOO_MANY: usize = 20_000;
 /// Pushes at a time; those for which there is no room go by the script.
 const LANES: usize = 4;
 
-/// How long a connection is kept that nobody uses: others on the way may forget it, too.
+/// How long a connection is kept at least that nobody uses, and at most twice that: others on the way may forget it, too.
 const IDLE: Duration = Duration::from_secs(30);
 
 /// How long no transaction is tried after the server has let one wait in vain, and after it refused to.
@@ -39,6 +39,8 @@ struct State {
     /// No transaction until then.
     rests_until: Option<Instant>,
     idle: Vec<Idle>,
+    /// Somebody closes those that nobody uses.
+    is_swept: bool,
     under_way: Vec<Producer>,
     /// Whose last transaction may still be run, as far as is known.
     doubtful: Producers<bool>,
@@ -115,6 +117,20 @@ impl Bulk {
         Ok(is_able.then_some(connection))
     }
 
+    /// Keeps a connection for the next push, for a while.
+    fn keep(self: &Arc<Self>, server: &Server, connection: Connection) {
+        let mut state = self.state();
+        state.idle.push(Idle {
+            server: server.clone(),
+            connection,
+            since: Instant::now(),
+        });
+        if !std::mem::replace(&mut state.is_swept, true) {
+            let bulk = Arc::downgrade(self);
+            tokio::spawn(sweep(bulk));
+        }
+    }
+
     fn rest(&self, time: Duration, why: &str) {
         let mut state = self.state();
         let is_news = state.rests_until.is_none();
@@ -122,6 +138,20 @@ impl Bulk {
         drop(state);
         if is_news {
             log::info!("large pushes go by a script, which takes longer: {why}");
+        }
+    }
+}
+
+/// Closes connections that nobody uses, until there are none.
+async fn sweep(bulk: Weak<Bulk>) {
+    loop {
+        tokio::time::sleep(IDLE).await;
+        let Some(bulk) = bulk.upgrade() else { return };
+        let mut state = bulk.state();
+        state.idle.retain(|idle| idle.since.elapsed() < IDLE);
+        state.is_swept = !state.idle.is_empty();
+        if !state.is_swept {
+            return;
         }
     }
 }
@@ -210,11 +240,7 @@ impl Turn {
             failed.maybe_applied()
         })?;
         // Now it is as it was before.
-        self.bulk.state().idle.push(Idle {
-            server: server.clone(),
-            connection,
-            since: Instant::now(),
-        });
+        self.bulk.keep(server, connection);
         match ended {
             None => Ok(None),
             Some(Value::ServerError(error)) => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
-use redis::{Cmd, Value};
+use redis::{Pipeline, Value};
 
 use super::client::{Client, within};
 use super::entry::strange;
@@ -15,10 +15,15 @@ use crate::error::{Error, Kind, Result};
 /// How long the server waits for replicas; what others want behind it on the same connection waits, too.
 const ROUND: Duration = Duration::from_millis(500);
 
+/// How long a mark stays, in seconds.
+const MARKED: u64 = 60;
+
 /// Something to write: whoever waits on a connection waits for what that one wrote, and so for all that was written before.
-fn mark(keys: &Keys) -> Cmd {
-    let mut mark = redis::cmd("HSET");
-    mark.arg(&keys.known).arg(".synced").arg(1);
+fn mark(keys: &Keys) -> Pipeline {
+    let mut mark = redis::pipe();
+    let key = format!("{}:synced", keys.known);
+    mark.cmd("HSET").arg(&key).arg("at").arg(1).ignore();
+    mark.cmd("EXPIRE").arg(&key).arg(MARKED).ignore();
     mark
 }
 
@@ -64,8 +69,7 @@ impl Client {
             return Ok(());
         }
         let what = || format!("waiting for replicas of {}", keys.stream);
-        let mut wait = redis::pipe();
-        wait.add_command(mark(keys)).ignore();
+        let mut wait = mark(keys);
         // Of a cluster it goes where the mark goes.
         wait.cmd("WAIT")
             .arg(self.url.replicas)
