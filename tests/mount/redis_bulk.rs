@@ -14,9 +14,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::load::{Work, Writers, assert_complete};
 use crate::redis::{cli, start};
 use crate::services::Server;
-use crate::support::Mount;
+use crate::support::{Mount, Store};
 
 /// Messages of a push that certainly is a large one.
 const MANY: usize = 1000;
@@ -485,4 +486,30 @@ async fn an_answer_that_is_cut_in_its_midst_is_an_outage() {
         };
         assert_eq!(failed.kind(), Kind::Unreachable, "{failed}");
     }
+}
+
+/// Nobody hears that a transaction is refused: what should have been in it must not be done at once, and again.
+#[test]
+fn a_right_that_is_taken_away_meanwhile_doubles_nothing() {
+    const WORK: Work = Work::large(60);
+    let (_services, server) = start(&[]);
+    cli(
+        &server,
+        "redis ACL SETUSER pipes on '>s3cret' '~*' '&*' +@all",
+    );
+    let source = server.url.replace("//", "//pipes:s3cret@");
+    let (store, mounts) = (Store::new(), [(); 2].map(|()| Mount::new(&source, &[])));
+    mounts[0].out("touch topic");
+    let four = [&mounts[0], &mounts[1], &mounts[0], &mounts[1]];
+    let load = Writers::start(&store, &four, WORK);
+    load.await_acknowledged(WORK.lines / 4);
+    assert!(runs(&server) > 0, "they go by transactions");
+    for right in ["-multi", "+multi", "-exec", "+exec", "-multi"] {
+        cli(
+            &server,
+            &format!("redis ACL SETUSER pipes {right}; sleep 0.1"),
+        );
+    }
+    load.finish();
+    assert_complete(&mounts[0].lines("topic"), four.len(), WORK);
 }

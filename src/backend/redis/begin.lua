@@ -1,11 +1,16 @@
 -- Looks whether a push is to be stored by a transaction. Half as much work as a script's are plain XADDs in one, but those
--- have no condition: so this comes before it, and the client runs the transaction once this has said so. KEYS: the stream,
+-- have no condition: so this comes before it, and the client sends the messages once this has said so. KEYS: the stream,
 -- what is known of it, earlier producers. ARGV: the producer, the push's number in 20 digits. Returns the push's last id if
 -- it was stored, else nothing.
 --
 -- The client watches two keys meanwhile, so that the transaction is not run if somebody touches them: the pipe's gate, who
 -- removes it; the producer's claim, who repeats the push, or pushes the next one, without knowing what became of it.
 
+-- Rights may be taken away at any time. MULTI comes right behind this, and nobody hears if it is refused: what should have
+-- waited for EXEC would be done at once, one by one.
+if not (redis.acl_check_cmd('MULTI') and redis.acl_check_cmd('EXEC')) then
+    return redis.error_reply('NOPERM no transactions')
+end
 local stream, known = KEYS[1], KEYS[2]
 local before = before_push(known, ARGV[1])
 local known_id = stored(before, KEYS[3], ARGV[1], ARGV[2])

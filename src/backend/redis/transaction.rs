@@ -2,8 +2,8 @@
 //! to read them while the last ones are still being packed.
 //!
 //! A transaction has no condition, but for the keys that its connection watches. So first, outside, a script looks whether
-//! the push is to be stored, and the transaction is run (EXEC) once it has said so; who must keep it from being run later
-//! touches one of the keys (begin.lua).
+//! the push is to be stored, and the messages are sent once it has said so; who must keep the transaction from being run
+//! (EXEC) later touches one of the keys (begin.lua).
 //!
 //! The answers to each `XADD` are left away (CLIENT REPLY OFF). Within a transaction CLIENT REPLY ON is run only if that
 //! is, so the answers that come tell what happened.
@@ -20,8 +20,9 @@ use super::link::patience;
 use super::scripts;
 use crate::message::{Batch, Position, PushId};
 
-/// Bytes that are packed before they are sent.
+/// Bytes that are packed before they are sent; of the first ones more, as there is an answer to wait for meanwhile.
 const PIECE: usize = 32 << 10;
+const FIRST: usize = 256 << 10;
 
 /// What the server echoes behind a transaction, unlike any id of a message.
 const END: &str = "end";
@@ -42,7 +43,8 @@ pub(super) enum Offer {
     Refused(Value),
 }
 
-/// Sends all of a push but the EXEC that has it stored.
+/// Sends all of a push but the EXEC that has it stored: nothing of it where the server refuses a transaction, as what is
+/// to be in one would then be done at once.
 pub(super) fn offer(
     connection: &mut Connection,
     keys: &Keys,
@@ -62,7 +64,8 @@ pub(super) fn offer(
     };
     let mut out = Out {
         connection,
-        packed: Vec::with_capacity(2 * PIECE),
+        packed: Vec::with_capacity(2 * FIRST),
+        enough: FIRST,
     };
     out.command(&words(&["WATCH", &keys.gate(), &keys.claim(id.producer)]));
     out.command(&part(&["EVALSHA", &scripts::BEGIN.hash]));
@@ -71,11 +74,28 @@ pub(super) fn offer(
     // With its text, as the last part: one that the server has forgotten must not fail within.
     let mark = ["EVAL", scripts::MARK.code, "2", &keys.stream, &keys.known];
     out.command(&words(&mark));
-    // The server may begin.
     out.send()?;
     let head = head(&keys.stream);
-    for message in messages {
-        out.entry(&head, message)?;
+    let mut messages_left = messages.iter();
+    out.entries(&head, &mut messages_left);
+    let watched = out.connection.recv_response()?;
+    let begun = out.connection.recv_response()?;
+    let refused = match text(&begun) {
+        _ if watched != Value::Okay => Some(Offer::Refused(watched)),
+        Ok("") => None,
+        Ok(id) => Some(match position(id) {
+            Ok(position) => Offer::Stored(position),
+            Err(_) => Offer::Refused(begun),
+        }),
+        Err(_) => Some(Offer::Refused(begun)),
+    };
+    if let Some(refused) = refused {
+        return Ok(refused);
+    }
+    out.enough = PIECE;
+    while !out.packed.is_empty() {
+        out.send()?;
+        out.entries(&head, &mut messages_left);
     }
     out.command(&words(&["CLIENT", "REPLY", "ON"]));
     let largest = messages.iter().map(Bytes::len).max();
@@ -85,19 +105,7 @@ pub(super) fn offer(
         .arg(largest.unwrap_or(0));
     out.command(&last);
     out.send()?;
-    let watched = connection.recv_response()?;
-    let begun = connection.recv_response()?;
-    if watched != Value::Okay {
-        return Ok(Offer::Refused(watched));
-    }
-    match text(&begun) {
-        Ok("") => Ok(Offer::Open),
-        Ok(id) => match position(id) {
-            Ok(position) => Ok(Offer::Stored(position)),
-            Err(_) => Ok(Offer::Refused(begun)),
-        },
-        Err(_) => Ok(Offer::Refused(begun)),
-    }
+    Ok(Offer::Open)
 }
 
 /// Has the transaction run, and returns what its last part says; nothing if it was not run.
@@ -105,6 +113,7 @@ pub(super) fn run(connection: &mut Connection) -> Result<Option<Value>, RedisErr
     let mut out = Out {
         connection,
         packed: Vec::new(),
+        enough: PIECE,
     };
     out.command(&words(&["EXEC"]));
     out.end()?;
@@ -123,6 +132,7 @@ pub(super) fn rehearse(connection: &mut Connection, gate: &str) -> Result<bool, 
     let mut out = Out {
         connection,
         packed: Vec::new(),
+        enough: PIECE,
     };
     out.command(&words(&["SCRIPT", "LOAD", scripts::BEGIN.code]));
     out.command(&words(&["WATCH", gate]));
@@ -183,6 +193,8 @@ fn head(stream: &str) -> Vec<u8> {
 struct Out<'a> {
     connection: &'a mut Connection,
     packed: Vec<u8>,
+    /// From so many bytes on they are sent.
+    enough: usize,
 }
 
 impl Out<'_> {
@@ -190,16 +202,17 @@ impl Out<'_> {
         command.write_packed_command(&mut self.packed);
     }
 
-    /// An `XADD` of a message, packed by hand, as there are many (redis.io, "RESP protocol description").
-    fn entry(&mut self, head: &[u8], message: &[u8]) -> Result<(), RedisError> {
-        self.packed.extend_from_slice(head);
-        // Writing to a vector does not fail.
-        let _written = write!(self.packed, "${}\r\n", message.len());
-        self.packed.extend_from_slice(message);
-        self.packed.extend_from_slice(b"\r\n");
-        match self.packed.len() < PIECE {
-            true => Ok(()),
-            false => self.send(),
+    /// An `XADD` of each message, packed by hand, as there are many (redis.io, "RESP protocol description"), until there are
+    /// enough.
+    fn entries<'a>(&mut self, head: &[u8], messages: &mut impl Iterator<Item = &'a Bytes>) {
+        while self.packed.len() < self.enough
+            && let Some(message) = messages.next()
+        {
+            self.packed.extend_from_slice(head);
+            // Writing to a vector does not fail.
+            let _written = write!(self.packed, "${}\r\n", message.len());
+            self.packed.extend_from_slice(message);
+            self.packed.extend_from_slice(b"\r\n");
         }
     }
 
