@@ -236,6 +236,23 @@ fn a_store_that_was_deleted_takes_no_more_pushes() {
     );
 }
 
+/// Nor does one of which SQLite's own files are gone, as what is written to those is gone with the mount.
+#[test]
+fn a_store_without_its_write_ahead_log_takes_no_more_pushes() {
+    for suffix in ["-wal", "-shm"] {
+        let store = Store::new();
+        let mount = Mount::new(&store.url(), &[]);
+        mount.out("echo one > topic");
+        fs::remove_file(format!("{}{suffix}", store.database().display())).expect("gone");
+        wait_for("a push that is refused", || {
+            (!mount.sh("echo two > topic").status.success()).then_some(())
+        });
+        assert!(!mount.sh("truncate -s 0 topic").status.success());
+        let log = mount.log();
+        assert!(log.contains(&format!("{suffix} was deleted")), "{log}");
+    }
+}
+
 /// Also where it was there when the writer began to wait.
 #[test]
 fn a_store_that_is_deleted_while_a_push_waits_does_not_take_it() {

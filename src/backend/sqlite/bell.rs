@@ -14,7 +14,7 @@
 //! - **Presence**: each process keeps a lock while it has the file open. Who opens it and finds nobody else
 //!   takes back what processes that died have left in the counts.
 
-use std::fs::{File, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -97,6 +97,15 @@ fn make(path: &Path, database: &Path) -> io::Result<()> {
     // Without its group, that of this process is not to come in for it.
     let bits = if has_group { 0o666 } else { 0o606 };
     file.set_permissions(Permissions::from_mode(model.mode() & bits))
+}
+
+/// Whether the file is of somebody who may write to the database: whoever shortens it ends all processes that have it in
+/// memory.
+fn is_of_the_same(database: &Metadata, bell: &Metadata) -> bool {
+    // SAFETY: it has no preconditions.
+    let own = unsafe { libc::geteuid() };
+    let is_shared = database.mode() & 0o020 != 0 && bell.gid() == database.gid();
+    [0, own, database.uid()].contains(&bell.uid()) || is_shared || database.mode() & 0o002 != 0
 }
 
 /// The file as numbers in memory that other processes see too.
@@ -220,8 +229,17 @@ impl Bell {
     /// `Denied`, or what else the file system says.
     pub(super) fn of(database: &Path) -> Result<Self> {
         let path = super::file::beside(database, "-bell");
-        make(&path, database)
-            .map_err(|error| Error::io(format!("making {}", path.display()), error))?;
+        let context = || format!("making {}", path.display());
+        make(&path, database).map_err(|error| Error::io(context(), error))?;
+        let models = std::fs::metadata(database).and_then(|database| {
+            let bell = std::fs::symlink_metadata(&path)?;
+            Ok((database, bell))
+        });
+        let (database, bell) = models.map_err(|error| Error::io(context(), error))?;
+        if !is_of_the_same(&database, &bell) {
+            let why = format!("{} belongs to a stranger", path.display());
+            return Err(Error::new(Kind::Denied, why));
+        }
         Bell::open(path)
     }
 

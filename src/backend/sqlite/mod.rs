@@ -77,6 +77,8 @@ struct Store {
     durability: Durability,
     bell: Arc<Bell>,
     database: FileId,
+    /// SQLite's write-ahead log and its index, once they are in use.
+    logs: OnceLock<[FileId; 2]>,
     looks: Looks,
     writer: Writer,
     readers: Mutex<Vec<Connection>>,
@@ -119,6 +121,7 @@ impl Sqlite {
                 durability,
                 bell,
                 database: FileId::of(path, &told),
+                logs: OnceLock::new(),
                 looks: Looks::new(),
                 writer,
                 readers: Mutex::default(),
@@ -188,9 +191,24 @@ impl Store {
         result
     }
 
-    /// Refuses to change what is not there for others.
+    /// Refuses to change what is not there for others. To be called in a transaction.
     fn check_files(&self) -> Result<()> {
         self.database.check()?;
+        match self.logs.get() {
+            Some(logs) => logs.iter().try_for_each(FileId::check)?,
+            None => {
+                // As long as a connection is open, nobody but a stranger deletes them.
+                let found = |end| {
+                    let path = file::beside(&self.path, end);
+                    let context = || format!("the store's {}", path.display());
+                    let told = std::fs::metadata(&path);
+                    let told = told.map_err(|error| Error::io(context(), error))?;
+                    Ok::<_, Error>(FileId::of(&path, &told))
+                };
+                let logs = [found("-wal")?, found("-shm")?];
+                self.logs.get_or_init(|| logs);
+            }
+        }
         self.bell.check()
     }
 
