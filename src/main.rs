@@ -8,7 +8,9 @@ use dnpipes::run::{Outcome, logging, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match logging::start().and_then(|()| run(cli.command)) {
+    settle();
+    let outcome = logging::start().and_then(|()| run(cli.command));
+    match outcome {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::GotNothing) => ExitCode::from(3),
         Err(error) => {
@@ -16,4 +18,19 @@ fn main() -> ExitCode {
             ExitCode::from(if error.is_usage() { 2 } else { 1 })
         }
     }
+}
+
+/// What concerns the whole process.
+fn settle() {
+    // A file that grows over the limit (ulimit -f) is an error, as one on a full disk is, and not the end.
+    // SAFETY: a signal that exists, and no handler of ours.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        told(panic);
+        // As where no thread can be started: what is half made would wait for itself.
+        if std::thread::current().name() == Some("main") {
+            std::process::exit(101);
+        }
+    }));
 }

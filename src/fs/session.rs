@@ -96,13 +96,23 @@ pub fn mount(
     // where this one was detached while files were open. `Mount::end` unmounts.
     std::mem::forget(serving);
     let mount = Mount { files, mountpoint };
-    mount.check()?;
-    if !device::works() {
+    let works = mount.check().and_then(|()| {
         let why = "requests pass by this program's read(2)";
-        if is_pumped {
-            return Err(Error::new(Kind::Unsupported, why));
+        match device::works() {
+            true => Ok(()),
+            false if is_pumped => Err(Error::new(Kind::Unsupported, why)),
+            false => {
+                log::error!("{why}: blocked readers cannot be interrupted");
+                Ok(())
+            }
         }
-        log::error!("{why}: blocked readers cannot be interrupted");
+    });
+    if let Err(error) = works {
+        // Nobody would answer there.
+        if let Err(stays) = detach(&mount.mountpoint) {
+            log::error!("{stays}");
+        }
+        return Err(error);
     }
     Ok(mount)
 }

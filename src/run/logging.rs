@@ -1,15 +1,30 @@
 //! The log: to standard error, as much as `DNPIPES_LOG` says.
+//!
+//! Standard error may be a pipe that nobody reads, or a terminal that is stopped: then a write to it waits, for ever
+//! perhaps. In a daemon no request waits with it: a line for which there is no room is dropped, and the next one says so.
 
-use env_logger::Logger;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use env_logger::{Logger, Target, WriteStyle};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::error::{Error, Kind, Result};
 use crate::fs::session;
 
-struct Filtered(Logger);
-
 /// What fails in a crate is an error here, and is told of once.
 const USUAL: &str = "error,dnpipes=warn,fuser=warn";
+
+/// So much goes into a pipe that takes anything at all, in bytes (pipe(7)).
+const ROOM: usize = 4096;
+
+/// Whether a line is rather dropped than waited with.
+static NEVER_WAITS: AtomicBool = AtomicBool::new(false);
+
+/// How many lines were dropped since the last that was written; held while one is.
+static DROPPED: Mutex<u64> = Mutex::new(0);
 
 /// Starts the log.
 ///
@@ -19,12 +34,70 @@ pub fn start() -> Result<()> {
     let wanted = std::env::var("DNPIPES_LOG").unwrap_or_default();
     let wanted = if wanted.is_empty() { USUAL } else { &wanted };
     check(wanted)?;
-    let logger = env_logger::Builder::new().parse_filters(wanted).build();
+    let mut builder = env_logger::Builder::new();
+    builder
+        .parse_filters(wanted)
+        .target(Target::Pipe(Box::new(Lines)));
+    if io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        builder.write_style(WriteStyle::Always);
+    }
+    let logger = builder.build();
     log::set_max_level(logger.filter());
     if log::set_boxed_logger(Box::new(Filtered(logger))).is_err() {
         log::error!("the log was started twice");
     }
     Ok(())
+}
+
+/// Has nobody wait for who reads the log any more.
+pub(super) fn never_wait() {
+    NEVER_WAITS.store(true, Ordering::Relaxed);
+}
+
+/// Where the logger writes: each time a whole line.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if !NEVER_WAITS.load(Ordering::Relaxed) {
+            return io::stderr().write(line);
+        }
+        let mut dropped = DROPPED.lock().unwrap_or_else(PoisonError::into_inner);
+        if !has_room() {
+            *dropped += 1;
+            return Ok(line.len());
+        }
+        let mut out = Vec::new();
+        if *dropped > 0 {
+            writeln!(
+                out,
+                "[{dropped} lines of the log were dropped: nobody took them]"
+            )?;
+        }
+        out.extend_from_slice(line);
+        if out.len() > ROOM {
+            out.truncate(ROOM - 1);
+            out.push(b'\n');
+        }
+        *dropped = 0;
+        io::stderr().write_all(&out)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether standard error takes something now.
+fn has_room() -> bool {
+    let mut stderr = libc::pollfd {
+        fd: libc::STDERR_FILENO,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one structure that outlives the call, which does not wait.
+    unsafe { libc::poll(&mut stderr, 1, 0) > 0 }
 }
 
 /// Refuses what the log would take for the name of a module, and be silent.
@@ -42,6 +115,8 @@ fn check(wanted: &str) -> Result<()> {
     }
     Ok(())
 }
+
+struct Filtered(Logger);
 
 impl Log for Filtered {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {

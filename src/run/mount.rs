@@ -67,6 +67,7 @@ fn start(args: MountArgs) -> Result<Running> {
     // Only now, so that a signal ends a program that is still waiting for its store; and before any thread
     // is started, so that every thread leaves them to the one that waits for them.
     block_signals()?;
+    super::logging::never_wait();
     let runtime = match direct.caps().remote {
         true => {
             // For one push it would take longer to wake another thread than to do all that is to be done.
@@ -165,13 +166,21 @@ impl Running {
 
 const SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
+/// The signals that end a mount. Not a hangup that its starter has had it ignore, as nohup(1) does; an interrupt is ignored
+/// by whatever a script starts in the background, which is no wish of anybody.
 fn signal_set() -> libc::sigset_t {
-    // SAFETY: `sigset_t` is plain data, and both calls get a valid one and valid signals.
+    // SAFETY: both structures are plain data, and all calls get valid ones and valid signals.
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&mut set);
         for signal in SIGNALS {
             libc::sigaddset(&mut set, signal);
+        }
+        let mut hangup: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut hangup) == 0
+            && hangup.sa_sigaction == libc::SIG_IGN
+        {
+            libc::sigdelset(&mut set, libc::SIGHUP);
         }
         set
     }

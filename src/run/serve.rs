@@ -35,6 +35,7 @@ pub(super) fn serve(args: ServeArgs) -> Result<Outcome> {
     let config = tls.as_ref().map(tls::Files::load).transpose()?;
     let source = source_or_default(args.source.clone())?;
     raise_file_limit();
+    super::logging::never_wait();
     let threads = std::thread::available_parallelism().map_or(THREADS, |n| n.get().max(THREADS));
     let runtime = runtime(threads)?;
     let outcome = runtime.block_on(async {

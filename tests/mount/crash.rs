@@ -473,3 +473,67 @@ fn a_daemon_that_is_killed_while_it_starts_ends_and_leaves_no_dead_mount() {
         assert!(detached.status.success(), "{detached:?}");
     }
 }
+
+impl Background {
+    /// Mounts by a script of bash that ends with the mount, in a place of which nobody reads the log.
+    fn mount_by(&self, before: &str, source: &str) -> Running {
+        let mut bash = Command::new("bash");
+        bash.arg("-ec").arg(format!(
+            "{before}; exec {DNPIPES} mount '{source}' '{}'",
+            self.mountpoint.display()
+        ));
+        let running = Running::start(&mut bash);
+        wait_for("the mount", || {
+            let root = fs::metadata(&self.mountpoint).ok()?;
+            (root.ino() == 1).then_some(())
+        });
+        running
+    }
+
+    fn out(&self, script: &str) -> String {
+        let mut bash = Command::new("bash");
+        bash.arg("-c").arg(script).current_dir(&self.mountpoint);
+        let output = finish(&mut bash);
+        String::from_utf8(output.stdout).expect("text")
+    }
+}
+
+/// As in a pipe to a program that has stopped reading.
+#[test]
+fn a_log_that_nobody_reads_keeps_nobody_waiting() {
+    let place = Background::new();
+    let daemon = place.mount_by(":", "memory:");
+    let said = place
+        .out("for i in {1..3000}; do [ -e topic@wrong$i ]; done; echo hello > topic; cat topic");
+    assert_eq!(said, "hello\n");
+    daemon.signal(libc::SIGTERM);
+    let output = daemon.finish();
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("topic@wrong1"));
+}
+
+/// What the starter has had a mount ignore it ignores, as nohup(1) wants.
+#[test]
+fn a_mount_under_nohup_outlives_a_hangup() {
+    let place = Background::new();
+    let daemon = place.mount_by("trap '' HUP", "memory:");
+    place.out("echo hello > topic");
+    daemon.signal(libc::SIGHUP);
+    assert_eq!(place.out("cat topic"), "hello\n");
+    daemon.signal(libc::SIGTERM);
+    assert!(daemon.finish().status.success());
+}
+
+#[test]
+fn a_store_over_the_limit_of_files_is_an_error_and_not_the_end() {
+    let (place, store) = (Background::new(), Store::new());
+    let mut daemon = place.mount_by("ulimit -f 8192", &store.url());
+    let said = place.out(
+        "echo first > topic; yes | head -c 40000000 | fold -w 1000 | cat > topic || echo failed; \
+         head -n 1 topic",
+    );
+    assert_eq!(said, "failed\nfirst\n");
+    assert!(daemon.is_running());
+    daemon.signal(libc::SIGTERM);
+    assert!(daemon.finish().status.success());
+}

@@ -593,7 +593,7 @@ fn command_lines_that_make_no_sense_are_refused() {
     let place = Place::new();
     for (source, words) in [
         ("gopher://host/topic", &["gopher", "sqlite memory"][..]),
-        ("pipes.db", &["no scheme", "sqlite:/path"]),
+        ("pipes.db", &["no scheme", "sqlite:pipes.db"]),
         ("sqlite:", &["needs a path"]),
         ("sqlite:/a.db?sync=1", &["\"sync\"", "durability"]),
         ("sqlite:/a.db?durability=some", &["durability=some"]),

@@ -215,7 +215,9 @@ impl Mount {
             .append(true)
             .open(folder.path().join("log"))
             .expect("a log");
-        let daemon = Command::new(program[0])
+        let mut daemon = Command::new(program[0]);
+        with_usual_signals(&mut daemon);
+        let daemon = daemon
             .args(&program[1..])
             .arg("mount")
             .args(flags)
@@ -370,6 +372,21 @@ impl Drop for Mount {
     }
 }
 
+/// The tests may run in the background of a shell, which has its children ignore some signals.
+fn with_usual_signals(command: &mut Command) {
+    let usual = || {
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+            // SAFETY: a signal that exists, and no handler of ours.
+            if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes system calls only.
+    unsafe { command.pre_exec(usual) };
+}
+
 /// A process with its output piped, in a process group of its own; killed and reaped when dropped.
 pub(crate) struct Running {
     child: Child,
@@ -377,18 +394,7 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
-        // The tests may run in the background of a shell, which has its children ignore some.
-        let usual = || {
-            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
-                // SAFETY: a signal that exists, and no handler of ours.
-                if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        };
-        // SAFETY: between fork and exec it makes system calls only.
-        unsafe { command.pre_exec(usual) };
+        with_usual_signals(command);
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
