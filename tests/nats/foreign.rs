@@ -216,6 +216,45 @@ async fn streams_whose_readers_remove_messages_are_not_read() {
 }
 
 #[tokio::test]
+async fn a_push_to_a_stream_that_keeps_nothing_is_refused() {
+    let services = Services::start(&["nats-new"]);
+    let other = Other::new(&services).await;
+    let client = client(&format!("{}/?prefix=", services.url()));
+    other
+        .stream("idle", json!({ "retention": "interest" }))
+        .await;
+    let error = refused(push(&client, "idle", &["lost"])).await;
+    assert_eq!(error.kind(), Kind::Unsupported);
+    assert!(error.to_string().contains("interest"), "{error}");
+}
+
+/// Also while it is pushed to: the first push behind it finds out.
+#[tokio::test]
+async fn settings_that_others_change_meanwhile_are_found_out() {
+    let services = Services::start(&["nats-new"]);
+    let other = Other::new(&services).await;
+    let client = client(&services.url());
+    let texts = ["one", "two", "three"];
+    push(&client, "topic", &texts).await.expect("stored");
+    let mut config = other.api("STREAM.INFO.dnpipes-topic", json!({})).await["config"].clone();
+    config["allow_atomic"] = json!(false);
+    other
+        .api("STREAM.UPDATE.dnpipes-topic", config.clone())
+        .await;
+    // Taken for granted yet, and not any more.
+    push(&client, "topic", &texts).await.expect("stored");
+    push(&client, "topic", &texts).await.expect("stored");
+    let all = pull(&client, "topic").await.expect("messages");
+    assert_eq!(all, [texts, texts, texts].concat());
+    config["no_ack"] = json!(true);
+    other.api("STREAM.UPDATE.dnpipes-topic", config).await;
+    // Nobody hears of it before the next look.
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    let error = refused(push(&client, "topic", &["unheard"])).await;
+    assert_eq!(error.kind(), Kind::Unsupported, "{error}");
+}
+
+#[tokio::test]
 async fn a_reset_leaves_nothing_pending_with_another_programs_consumer() {
     for kind in ["nats", "nats-new"] {
         let services = Services::start(&[kind]);

@@ -13,7 +13,7 @@ pub(super) enum Outcome {
     Stored(u64),
     /// They were stored before; the server does not say where.
     Before,
-    /// There is no such stream, or it has other subjects: nothing is stored.
+    /// There is no such stream, or it has other subjects, or takes no batches: nothing is stored.
     Elsewhere,
 }
 
@@ -39,7 +39,10 @@ pub(super) fn outcome(answer: Result<Option<Stored>, ApiError>) -> Result<Outcom
         Ok(Some(stored)) => Ok(Outcome::Stored(stored.seq)),
         Ok(None) => Ok(Outcome::Elsewhere),
         Err(error) if error.is(api::STORED_BEFORE) => Ok(Outcome::Before),
-        Err(error) if error.is(api::OTHER_STREAM) => Ok(Outcome::Elsewhere),
+        // Its settings were changed since it was looked at.
+        Err(error) if error.is(api::OTHER_STREAM) || error.is(api::NO_BATCHES) => {
+            Ok(Outcome::Elsewhere)
+        }
         Err(error) => Err(error.typed()),
     }
 }

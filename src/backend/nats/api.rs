@@ -83,9 +83,16 @@ pub(super) struct State {
     last_ts: String,
     #[serde(default)]
     pub(super) num_deleted: u64,
+    #[serde(default)]
+    consumer_count: u64,
 }
 
 impl Info {
+    /// Whether a message that is stored now stays for anybody.
+    pub(super) fn keeps(&self) -> bool {
+        self.config.retention != "interest" || self.state.consumer_count > 0
+    }
+
     /// When the stream was made, in nanoseconds since 1970: another one of its name was made at another
     /// time, and numbers its messages from 1 again.
     ///
@@ -187,6 +194,8 @@ const OVERLAP: u32 = 10065;
 pub(super) const NOT_FOUND: u32 = 10059;
 /// What was pushed would go to another stream.
 pub(super) const OTHER_STREAM: u32 = 10060;
+/// The stream takes no atomic batches.
+pub(super) const NO_BATCHES: u32 = 10174;
 /// A message of a batch did not arrive, or was refused.
 pub(super) const INCOMPLETE: u32 = 10176;
 /// A message of a batch has the identity of one that is stored.

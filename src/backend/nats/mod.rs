@@ -202,11 +202,15 @@ impl Shared {
             let age = Duration::from_nanos(config.max_age as u64);
             why.push(format!("they are dropped after {age:?}"));
         }
-        if config.retention != "limits" {
-            let retention = &config.retention;
-            why.push(format!(
+        match config.retention.as_str() {
+            "limits" => {}
+            "interest" => why.push(
+                "what all consumers have read, or there are none for, is dropped (interest retention)"
+                    .to_owned(),
+            ),
+            retention => why.push(format!(
                 "what others have read is dropped ({retention} retention)"
-            ));
+            )),
         }
         if config.storage != "file" {
             let storage = &config.storage;
@@ -264,28 +268,46 @@ impl Shared {
             id,
             batch,
         );
-        let position = match stale {
-            false => push.run().await?,
-            // Where others have removed the pipe and made it again, positions are of another epoch. The push
-            // does not wait for that to be known.
-            true => {
-                let (pushed, info) = tokio::join!(push.run(), self.look(&link, pipe));
-                let position = pushed?;
-                match info {
-                    Ok(Some(info)) => {
-                        let stream = Arc::new(Stream::new(&info, &link)?);
-                        lock(&self.streams).insert(pipe.clone(), Arc::clone(&stream));
-                        stream.position(position.seq())
-                    }
-                    _ => {
-                        self.forget(pipe);
-                        position
-                    }
-                }
+        // What others have changed in its settings may be why it fails.
+        let pushed = match stale {
+            false => push.run().await,
+            true => self.push_and_look(&mut push, &link, pipe).await,
+        };
+        match pushed {
+            Ok(position) => push.end(position),
+            Err(_) => self.forget(pipe),
+        }
+        pushed
+    }
+
+    /// Pushes, and looks meanwhile whether others have removed the pipe and made it again: positions are of another epoch
+    /// then. The push does not wait for that to be known, unless it cannot be answered.
+    async fn push_and_look(
+        &self,
+        push: &mut Push,
+        link: &Arc<Link>,
+        pipe: &PipeName,
+    ) -> Result<Position> {
+        let look = async {
+            match self.look(link, pipe).await {
+                Ok(Some(info)) => match Stream::new(&info, link) {
+                    Ok(stream) => Ok(Some(Arc::new(stream))),
+                    Err(error) => Err(error.maybe_applied()),
+                },
+                _ => Ok(None),
             }
         };
-        push.end(position);
-        Ok(position)
+        let (position, stream) = tokio::try_join!(push.run(), look)?;
+        match stream {
+            Some(stream) => {
+                lock(&self.streams).insert(pipe.clone(), Arc::clone(&stream));
+                Ok(stream.position(position.seq()))
+            }
+            None => {
+                self.forget(pipe);
+                Ok(position)
+            }
+        }
     }
 }
 

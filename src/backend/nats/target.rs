@@ -74,6 +74,10 @@ fn subject(info: &Info) -> Result<String> {
         let why = "it acknowledges nothing (no_ack), so it is not known what of a push is stored";
         return Err(unsupported(why.to_owned()));
     }
+    if !info.keeps() {
+        let why = "it keeps messages only for consumers (interest retention), and has none";
+        return Err(unsupported(why.to_owned()));
+    }
     match info.config.subjects.as_slice() {
         [subject] if !subject.split('.').any(|token| token == "*" || token == ">") => {
             Ok(subject.clone())
