@@ -394,6 +394,44 @@ fn a_sentinel_says_who_is_master_and_a_failover_is_followed() {
     assert_eq!(cli(&replica, "redis XLEN dnpipes:topic"), "102\n");
 }
 
+/// The old master goes on acknowledging for ten seconds more, of which nothing is left.
+#[test]
+fn a_failover_is_followed_as_soon_as_the_sentinel_names_another_master() {
+    let services = Services::start(&["redis-sentinel"]);
+    let sentinel = services.named("redis-sentinel");
+    let mount = Mount::new(&format!("{}?sentinel=main", sentinel.url), &[]);
+    mount.out("echo before > topic");
+    let mut reader = mount.spawn("exec cat topic@follow");
+    assert_eq!(reader.line(), "before");
+    let replica = services.named("redis-replica");
+    wait_for("the replica", || {
+        (cli(&replica, "redis XLEN dnpipes:topic") == "1\n").then_some(())
+    });
+    let is_so = |script: &str| cli(&sentinel, &format!("{script} && echo yes || true"));
+    wait_for("a failover", || {
+        // Not before the Sentinel has heard enough of the replica.
+        let begun = is_so("redis SENTINEL FAILOVER main > /dev/null 2>&1");
+        (begun == "yes\n").then_some(())
+    });
+    let port = replica.port;
+    let named = format!("redis SENTINEL GET-MASTER-ADDR-BY-NAME main | grep -qx {port}");
+    wait_for("another master", || {
+        (is_so(&named) == "yes\n").then_some(())
+    });
+    let since = Instant::now();
+    wait_for("a push to it", || {
+        mount.out("echo after >> topic");
+        let there = cli(
+            &replica,
+            "redis XRANGE dnpipes:topic - + | grep -cx after || true",
+        );
+        (there != "0\n").then_some(())
+    });
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(reader.line(), "after");
+}
+
 #[test]
 fn a_cluster_is_mounted_from_any_of_its_nodes() {
     let services = Services::start(&["redis-cluster"]);

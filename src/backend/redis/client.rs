@@ -1,6 +1,7 @@
 //! Requests to the server: over connections that are made anew when they break, and by scripts.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::sync::OnceCell;
 
 use super::bulk::Bulk;
 use super::entry::{strange, text};
+use super::failover;
 use super::keys::{Keys, pattern};
 use super::link::{
     ANSWER, Connector, Link, Server, is_broken, is_redirected, patience, translated,
@@ -50,6 +52,11 @@ impl Lane {
         Some((current.0, current.1.clone()?))
     }
 
+    /// Has the next request connect anew.
+    fn renew(&self) {
+        self.current().1 = None;
+    }
+
     /// Has the next request connect anew, unless that was done since.
     fn forget(&self, generation: u64) {
         let mut current = self.current();
@@ -73,6 +80,9 @@ pub(super) struct Client {
     pub(super) fetches: Arc<Lane>,
     /// What waits for replicas.
     pub(super) copies: Arc<Lane>,
+    /// Whether somebody asks which server it is, and how often it was another one.
+    pub(super) is_watched: AtomicBool,
+    pub(super) failovers: AtomicU64,
     /// Whether the server's settings were looked at.
     checked: OnceCell<()>,
     /// Pipes of which it was said that they expire.
@@ -90,6 +100,8 @@ impl Client {
             bulk: Arc::default(),
             fetches: Arc::default(),
             copies: Arc::default(),
+            is_watched: AtomicBool::new(false),
+            failovers: AtomicU64::new(0),
             checked: OnceCell::new(),
             expiring: Mutex::default(),
         })
@@ -121,7 +133,21 @@ impl Client {
             return Ok(usable);
         }
         let (client, lane) = (Arc::clone(self), Arc::clone(lane));
-        made_to_its_end(async move { client.connect(&lane).await }).await
+        made_to_its_end(async move {
+            let link = client.connect(&lane).await?;
+            failover::watch(&client);
+            Ok(link)
+        })
+        .await
+    }
+
+    /// Has whoever asks next connect anew: to another server.
+    pub(super) fn connect_anew(&self) {
+        self.connector.forget_server();
+        self.failovers.fetch_add(1, Ordering::Relaxed);
+        for lane in [&self.commands, &self.fetches, &self.copies] {
+            lane.renew();
+        }
     }
 
     async fn connect(&self, lane: &Lane) -> Result<(u64, Link)> {

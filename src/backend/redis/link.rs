@@ -149,6 +149,29 @@ impl Connector {
         server.clone()
     }
 
+    /// Nothing is known of a server until the next connection.
+    pub(super) fn forget_server(&self) {
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        *server = None;
+    }
+
+    /// The master that Sentinels name now.
+    ///
+    /// # Errors
+    /// `Unreachable`; what keeps from asking them.
+    pub(super) async fn named_server(&self) -> Result<Server> {
+        let what = || format!("asking {}", self.url);
+        let Topology::Sentinel(name) = &self.url.topology else {
+            return Err(Error::new(Kind::Unsupported, what()));
+        };
+        let hosts = self.url.broker.hosts.resolve().await?;
+        match tokio::time::timeout(CONNECT, self.master(&hosts, name)).await {
+            Ok(Ok(client)) => Ok(Server { client }),
+            Ok(Err(error)) => Err(translated(what(), error)),
+            Err(_) => Err(Error::new(Kind::Unreachable, what()).caused_by("no answer")),
+        }
+    }
+
     fn use_server(&self, client: Client) {
         let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
         *server = Some(Server { client });

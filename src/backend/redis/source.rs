@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Value;
@@ -47,8 +48,9 @@ pub(super) struct Subscriber {
     fetching: Option<Fetching>,
     /// Kept while nobody looks at it, so that a caller that stops waiting loses nothing.
     waiting: Option<Waiting>,
-    /// What to wait on next.
+    /// What to wait on next, as long as there is no failover.
     link: Option<Link>,
+    failovers: u64,
 }
 
 impl Subscriber {
@@ -70,6 +72,7 @@ impl Subscriber {
             fetching: None,
             waiting: None,
             link: None,
+            failovers: 0,
         })
     }
 
@@ -148,7 +151,10 @@ impl Subscriber {
     async fn wait(&mut self) -> Result<Vec<Message>> {
         let waiting = self.waiting.get_or_insert_with(|| {
             // Also the connection is made in it, which may take longer than a caller waits.
-            let (client, link) = (Arc::clone(&self.client), self.link.take());
+            let failovers = self.client.failovers.load(Ordering::Relaxed);
+            let is_same = std::mem::replace(&mut self.failovers, failovers) == failovers;
+            let link = self.link.take().filter(|_| is_same);
+            let client = Arc::clone(&self.client);
             let after = self.progress.after();
             Box::pin(wait(client, link, self.keys.stream.clone(), after))
         });
