@@ -1,6 +1,7 @@
 //! The only retry loop: an unreachable backend is tried again, with backoff, until a deadline.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,6 +17,10 @@ use crate::name::PipeName;
 const SHORTEST: Duration = Duration::from_millis(10);
 /// The longest pause between two tries.
 const LONGEST: Duration = Duration::from_secs(1);
+
+/// A deadline is noticed so soon, unless this program was stopped, and then put off by so much.
+const LATE: Duration = Duration::from_millis(250);
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// A backend whose calls are repeated while it is unreachable. A push is repeated with its own identity,
 /// so that a repeat of one that had arrived is stored once; a source resumes after the last message that
@@ -56,27 +61,18 @@ impl Retry {
         F: Future<Output = Result<T>>,
     {
         let began = Instant::now();
+        let mut deadline = Deadline::new(self.timeout);
         let mut outage: Option<Outage> = None;
         loop {
-            let attempt = call();
-            let result = match self.timeout {
-                None => attempt.await,
-                Some(timeout) => {
-                    let left = timeout.saturating_sub(began.elapsed());
-                    match tokio::time::timeout(left, attempt).await {
-                        Ok(result) => result,
-                        Err(_) => return Err(Outage::expired(outage, what, pipe, timeout)),
-                    }
-                }
+            let Some(result) = deadline.keep(call()).await else {
+                return Err(Outage::expired(outage, what, pipe, self.timeout));
             };
             match result {
                 Err(error) if error.kind() == Kind::Unreachable => {
                     let current = outage.get_or_insert_with(|| Outage::since(began));
-                    if let Some(timeout) = self.timeout
-                        && current.since.elapsed() + current.pause >= timeout
-                    {
+                    if deadline.is_within(current.pause) {
                         current.cause = Some(error);
-                        return Err(Outage::expired(outage, what, pipe, timeout));
+                        return Err(Outage::expired(outage, what, pipe, self.timeout));
                     }
                     current.wait(error, what, pipe).await;
                 }
@@ -104,6 +100,47 @@ impl Retry {
 
 fn named(pipe: Option<&PipeName>) -> String {
     pipe.map_or_else(String::new, |pipe| format!(" {pipe}"))
+}
+
+/// When to give up. It is put off where nothing could be done until it had passed, as this program was stopped meanwhile
+/// (SIGSTOP, a machine that is paused): what it waited for may be there.
+struct Deadline {
+    timeout: Option<Duration>,
+    at: Option<Instant>,
+}
+
+impl Deadline {
+    fn new(timeout: Option<Duration>) -> Self {
+        Deadline {
+            timeout,
+            at: timeout.map(|timeout| Instant::now() + timeout),
+        }
+    }
+
+    /// What comes of `attempt`; nothing at the deadline.
+    async fn keep<T>(&mut self, attempt: impl Future<Output = T>) -> Option<T> {
+        let mut attempt = pin!(attempt);
+        loop {
+            let Some(at) = self.at else {
+                return Some(attempt.await);
+            };
+            let kept = tokio::time::timeout_at(at, &mut attempt).await.ok();
+            if at.elapsed() > LATE {
+                let again = self.timeout.unwrap_or(AGAIN).min(AGAIN);
+                self.at = Some(Instant::now() + again);
+            } else if kept.is_none() {
+                return None;
+            }
+            if kept.is_some() {
+                return kept;
+            }
+        }
+    }
+
+    /// Whether it is not later than that.
+    fn is_within(&self, pause: Duration) -> bool {
+        self.at.is_some_and(|at| Instant::now() + pause >= at)
+    }
 }
 
 struct Outage {
@@ -144,8 +181,9 @@ impl Outage {
         outage: Option<Outage>,
         what: &str,
         pipe: Option<&PipeName>,
-        timeout: Duration,
+        timeout: Option<Duration>,
     ) -> Error {
+        let timeout = timeout.unwrap_or_default();
         let context = format!("{what}{}: no answer within {timeout:?}", named(pipe));
         let error = Error::new(Kind::TimedOut, context).maybe_applied();
         match outage.and_then(|outage| outage.cause) {
@@ -270,29 +308,27 @@ impl Resuming {
         Ok(self.source.insert(source))
     }
 
-    /// Makes `call` of the source. One that has `began` is not for a push to wait for: it has a deadline.
+    /// Makes `call` of the source. What is not for a push to wait for has a deadline.
     async fn tried<T>(
         &mut self,
-        began: Option<Instant>,
+        deadline: &mut Option<Deadline>,
         outage: &mut Option<Outage>,
         call: impl for<'a> FnOnce(&'a mut Box<dyn Source>) -> Fut<'a, T>,
     ) -> Result<T> {
-        let deadline = began.and_then(|began| Some((began, self.retry.timeout?)));
-        let pipe = self.pipe.clone();
+        let (pipe, timeout) = (self.pipe.clone(), self.retry.timeout);
         let tried = async { call(self.source().await?).await };
-        let Some((began, timeout)) = deadline else {
-            return tried.await;
+        let kept = match deadline {
+            None => return tried.await,
+            Some(deadline) => deadline.keep(tried).await,
         };
-        let left = timeout.saturating_sub(began.elapsed());
-        match tokio::time::timeout(left, tried).await {
-            Ok(result) => result,
-            Err(_) => Err(Outage::expired(
-                outage.take(),
-                "reading",
-                Some(&pipe),
-                timeout,
-            )),
-        }
+        kept.unwrap_or_else(|| {
+            let outage = outage.take();
+            Err(Outage::expired(outage, "reading", Some(&pipe), timeout))
+        })
+    }
+
+    fn deadline(&self) -> Option<Deadline> {
+        Some(Deadline::new(self.retry.timeout))
     }
 
     /// Notes a failed call. The source is dropped if its backend was unreachable; past the deadline, or
@@ -300,22 +336,25 @@ impl Resuming {
     async fn failed(
         &mut self,
         error: Error,
-        began: Option<Instant>,
+        deadline: &Option<Deadline>,
         outage: &mut Option<Outage>,
     ) -> Result<()> {
         if error.kind() != Kind::Unreachable {
             return Err(error);
         }
         self.source = None;
-        let current =
-            outage.get_or_insert_with(|| Outage::since(began.unwrap_or_else(Instant::now)));
-        let has_end = began.is_some() || !self.retry.waits_for_ever;
-        if let Some(timeout) = self.retry.timeout.filter(|_| has_end)
-            && current.since.elapsed() + current.pause >= timeout
-        {
+        let current = outage.get_or_insert_with(|| Outage::since(Instant::now()));
+        let timeout = self.retry.timeout;
+        let is_over = match deadline {
+            Some(deadline) => deadline.is_within(current.pause),
+            None if self.retry.waits_for_ever => false,
+            None => timeout.is_some_and(|time| current.since.elapsed() + current.pause >= time),
+        };
+        if is_over {
             current.cause = Some(error);
+            let outage = outage.take();
             return Err(Outage::expired(
-                outage.take(),
+                outage,
                 "reading",
                 Some(&self.pipe),
                 timeout,
@@ -329,10 +368,10 @@ impl Resuming {
 impl Source for Resuming {
     fn next(&mut self, limit: Limit) -> Fut<'_, Vec<Message>> {
         Box::pin(async move {
-            let began = limit.before.map(|_| Instant::now());
+            let mut deadline = limit.before.and_then(|_| self.deadline());
             let mut outage = None;
             loop {
-                let tried = self.tried(began, &mut outage, |source| source.next(limit));
+                let tried = self.tried(&mut deadline, &mut outage, |source| source.next(limit));
                 match tried.await {
                     Ok(messages) => {
                         if let Some(last) = messages.last() {
@@ -340,7 +379,7 @@ impl Source for Resuming {
                         }
                         return Ok(messages);
                     }
-                    Err(error) => self.failed(error, began, &mut outage).await?,
+                    Err(error) => self.failed(error, &deadline, &mut outage).await?,
                 }
             }
         })
@@ -352,13 +391,13 @@ impl Source for Resuming {
 
     fn end(&mut self) -> Fut<'_, Position> {
         Box::pin(async move {
-            let began = Some(Instant::now());
+            let mut deadline = self.deadline();
             let mut outage = None;
             loop {
-                let tried = self.tried(began, &mut outage, |source| source.end());
+                let tried = self.tried(&mut deadline, &mut outage, |source| source.end());
                 match tried.await {
                     Ok(end) => return Ok(end),
-                    Err(error) => self.failed(error, began, &mut outage).await?,
+                    Err(error) => self.failed(error, &deadline, &mut outage).await?,
                 }
             }
         })

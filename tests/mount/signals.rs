@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{DNPIPES, Mount, PYTHON, Process, Running, Store, finish};
+use crate::support::{DNPIPES, Mount, PYTHON, Process, Running, Store, finish, wait_for};
 
 const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGKILL];
 
@@ -194,6 +194,27 @@ fn a_writer_behind_a_stuck_store_times_out() {
         "{}",
         mount.log()
     );
+}
+
+/// While it was stopped (SIGSTOP, a paused machine) it has not tried.
+#[test]
+fn a_daemon_that_was_stopped_until_behind_the_deadline_tries_again() {
+    let store = Store::new();
+    let mount = Mount::new(&store.url(), &["--timeout", "1s"]);
+    mount.out("touch topic");
+    let held = store.hold();
+    let mut writer = mount.spawn("echo line > topic && echo stored");
+    writer.wait_until_blocked();
+    let begun = Instant::now();
+    mount.signal(libc::SIGSTOP);
+    wait_for("the deadline", || {
+        (begun.elapsed() > Duration::from_secs(2)).then_some(())
+    });
+    drop(held);
+    mount.signal(libc::SIGCONT);
+    let output = writer.finish();
+    assert_eq!(output.stdout, b"stored\n", "{output:?}");
+    assert_eq!(mount.lines("topic"), ["line"]);
 }
 
 /// "truncate to 0: reset; returns when it has completed": one that was interrupted, or failed with ETIMEDOUT,
