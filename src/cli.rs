@@ -13,7 +13,7 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use crate::backend::BackendUrl;
 use crate::error::{Error, Kind, Result};
 use crate::name::PipeName;
-use crate::selector::{Frame, Mode, Selector, parse_duration};
+use crate::selector::{Frame, Mode, Selector, parse_duration, parse_size};
 
 /// Distributed named pipes as files: `echo msg > topic` pushes, `cat topic` pulls, `truncate -s 0 topic`
 /// resets.
@@ -332,19 +332,9 @@ fn timeout(text: &str) -> Result<Timeout> {
 
 /// A size as `4096`, `64KiB`, `16MiB`, `1GiB`. The frame `len` tells a message's length in 32 bits.
 fn size(text: &str) -> Result<usize> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit: usize = match &text[digits.len()..] {
-        "" | "B" => 1,
-        "KiB" | "K" => 1 << 10,
-        "MiB" | "M" => 1 << 20,
-        "GiB" | "G" => 1 << 30,
-        _ => return Err(invalid(text, "a size, as 4096, 64KiB or 16MiB")),
-    };
-    let number: usize = digits
-        .parse()
-        .map_err(|_| invalid(text, "a size, as 4096, 64KiB or 16MiB"))?;
-    match number.checked_mul(unit) {
-        Some(bytes @ 1..) if bytes <= u32::MAX as usize => Ok(bytes),
+    let bytes = parse_size(text).ok_or_else(|| invalid(text, "a size, as 4096, 64KiB or 16MiB"))?;
+    match u32::try_from(bytes) {
+        Ok(bytes @ 1..) => Ok(bytes as usize),
         _ => Err(invalid(
             text,
             "a size from 1 byte to 4294967295, which is less than 4GiB",

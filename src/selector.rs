@@ -18,6 +18,20 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     }
 }
 
+/// A size as people write it in options, in bytes: `4096`, `64KiB`, `16MiB`, `1GiB`; at most what 64 bits hold. `None` for
+/// anything else.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match text.strip_prefix(digits)? {
+        "" | "B" => 1,
+        "KiB" | "K" => 1 << 10,
+        "MiB" | "M" => 1 << 20,
+        "GiB" | "G" => 1 << 30,
+        _ => return None,
+    };
+    Some(digits.parse::<u64>().ok()?.saturating_mul(unit))
+}
+
 /// What a read does at the end of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {

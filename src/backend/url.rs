@@ -1,4 +1,4 @@
-//! Source URLs: `memory:[?limit=BYTES]`, `sqlite:/path/file.db[?durability=full|process]`, and those of
+//! Source URLs: `memory:[?limit=SIZE]`, `sqlite:/path/file.db[?durability=full|process]`, and those of
 //! [`HttpUrl`], [`NatsUrl`] and [`RedisUrl`].
 
 use std::borrow::Cow;
@@ -11,6 +11,7 @@ use super::nats::NatsUrl;
 use super::redis::RedisUrl;
 use super::sqlite::Durability;
 use crate::error::{Error, Kind, Result};
+use crate::selector::parse_size;
 
 /// Bytes that `memory:` holds unless its URL says otherwise.
 const MEMORY_LIMIT: u64 = 1 << 30;
@@ -66,10 +67,11 @@ impl FromStr for BackendUrl {
                 }
                 let mut limit = MEMORY_LIMIT;
                 for (key, value) in pairs {
-                    match (key, value.parse()) {
-                        ("limit", Ok(bytes)) => limit = bytes,
-                        ("limit", Err(_)) => {
-                            return Err(refuse(format!("limit={value} is not a number of bytes")));
+                    match (key, parse_size(value)) {
+                        ("limit", Some(bytes)) => limit = bytes,
+                        ("limit", None) => {
+                            let why = format!("limit={value} is no size, as 4096, 64MiB or 2GiB");
+                            return Err(refuse(why));
                         }
                         _ => return Err(refuse(unknown_key(key, "limit"))),
                     }
@@ -151,6 +153,10 @@ mod tests {
         assert_eq!(
             "memory:".parse::<BackendUrl>().expect("memory"),
             BackendUrl::Memory { limit: 1 << 30 }
+        );
+        assert_eq!(
+            "memory:?limit=2GiB".parse::<BackendUrl>().expect("a size"),
+            BackendUrl::Memory { limit: 2 << 30 }
         );
         assert_eq!(
             "sqlite:/a/b.db?durability=process"

@@ -3,12 +3,11 @@
 //! Standard error may be a pipe that nobody reads, or a terminal that is stopped: then a write to it waits, for ever
 //! perhaps. In a daemon no request waits with it: a line for which there is no room is dropped, and the next one says so.
 
-use std::io::{self, IsTerminal, Write};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use env_logger::{Logger, Target, WriteStyle};
+use env_logger::{Logger, Target};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::error::{Error, Kind, Result};
@@ -34,14 +33,10 @@ pub fn start() -> Result<()> {
     let wanted = std::env::var("DNPIPES_LOG").unwrap_or_default();
     let wanted = if wanted.is_empty() { USUAL } else { &wanted };
     check(wanted)?;
-    let mut builder = env_logger::Builder::new();
-    builder
+    let logger = env_logger::Builder::new()
         .parse_filters(wanted)
-        .target(Target::Pipe(Box::new(Lines)));
-    if io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
-        builder.write_style(WriteStyle::Always);
-    }
-    let logger = builder.build();
+        .target(Target::Pipe(Box::new(Lines)))
+        .build();
     log::set_max_level(logger.filter());
     if log::set_boxed_logger(Box::new(Filtered(logger))).is_err() {
         log::error!("the log was started twice");

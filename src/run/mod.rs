@@ -72,8 +72,8 @@ fn built(builder: &mut tokio::runtime::Builder) -> Result<Runtime> {
 }
 
 /// Lets this process have as many open files as the system allows it: each reader of a gateway is a
-/// connection.
-fn raise_file_limit() {
+/// connection. Returns how many that are.
+fn raise_file_limit() -> u64 {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -90,6 +90,14 @@ fn raise_file_limit() {
             "the limit of open files stays: {}",
             std::io::Error::last_os_error()
         );
+    }
+    limit.rlim_cur
+}
+
+/// Tells the service manager that all is well, if there is one that wants to know (systemd.service(5), Type=notify).
+fn tell_ready() {
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        log::warn!("telling the service manager: {error}");
     }
 }
 

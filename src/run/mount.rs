@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 use super::daemon::{self, Side, Starter};
-use super::{Outcome, raise_file_limit, runtime, runtime_of_one, source_or_default};
+use super::{Outcome, raise_file_limit, runtime, runtime_of_one, source_or_default, tell_ready};
 use crate::backend::{self, Backend, retry::Retry};
 use crate::cli::MountArgs;
 use crate::error::{Error, Kind, Result};
@@ -135,6 +135,7 @@ impl Running {
             self.mount.end(&self.runtime)?;
             return Err(error);
         }
+        tell_ready();
         let outcome = match self.events.recv() {
             Ok(Event::Unmounted) | Err(_) => Ok(Outcome::Done),
             Ok(Event::Signal(signal)) => {

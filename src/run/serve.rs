@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Outcome, raise_file_limit, runtime, source_or_default};
+use super::{Outcome, raise_file_limit, runtime, source_or_default, tell_ready};
 use crate::backend::{self, retry::Retry};
 use crate::cli::ServeArgs;
 use crate::error::{Error, Kind, Result};
@@ -16,6 +16,9 @@ use crate::gateway::tls;
 
 /// Threads of the runtime, at least: one that waits for a slow disk leaves others.
 const THREADS: usize = 4;
+
+/// Descriptors that it needs for itself and its store.
+const OWN_FILES: u64 = 16;
 
 pub(super) fn serve(args: ServeArgs) -> Result<Outcome> {
     let closed = args.token_file.is_some() || args.tls_client_ca.is_some();
@@ -34,20 +37,20 @@ pub(super) fn serve(args: ServeArgs) -> Result<Outcome> {
     let tls = tls_files(&args);
     let config = tls.as_ref().map(tls::Files::load).transpose()?;
     let source = source_or_default(args.source.clone())?;
-    raise_file_limit();
+    let connections = connections_within(args.max_connections, raise_file_limit());
     super::logging::never_wait();
     let threads = std::thread::available_parallelism().map_or(THREADS, |n| n.get().max(THREADS));
     let runtime = runtime(threads)?;
     let outcome = runtime.block_on(async {
         let backend = Retry::new(backend::open(&source)?, args.timeout);
         let gateway = Arc::new(Gateway::new(Arc::new(backend), access));
-        let connections = args.max_connections as usize;
         let server = Server::listen(Arc::clone(&gateway), args.listen, config, connections).await?;
         let failed = |error| Error::io("waiting for signals", error);
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
         announce(&server.url()?);
+        tell_ready();
         log::info!("offering {source}");
         let end = async {
             loop {
@@ -64,6 +67,19 @@ pub(super) fn serve(args: ServeArgs) -> Result<Outcome> {
     // What still waits for a backend must not keep the program from ending.
     runtime.shutdown_background();
     outcome
+}
+
+/// How many connections are taken: a reader who waits may need one to a broker as well. Without a descriptor left the store
+/// could not be read, nor anybody be told so.
+fn connections_within(wanted: u32, files: u64) -> usize {
+    let most = (files / 2).saturating_sub(OWN_FILES).max(1);
+    if u64::from(wanted) <= most {
+        return wanted as usize;
+    }
+    log::warn!(
+        "{most} connections are taken at a time, not {wanted}: {files} files may be open (ulimit -n)"
+    );
+    most as usize
 }
 
 /// Says where it listens; who starts it on port 0 has to know.
@@ -102,4 +118,17 @@ fn reload(args: &ServeArgs, tls: Option<&tls::Files>, gateway: &Gateway, server:
         Err(error) => log::error!("the certificates stay as they were: {error}"),
     }
     log::info!("read tokens and certificates anew");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_the_store() {
+        for (files, taken) in [(1 << 20, 1024), (2080, 1024), (1024, 496), (64, 16), (8, 1)] {
+            assert_eq!(connections_within(1024, files), taken, "{files}");
+        }
+        assert_eq!(connections_within(5, 64), 5);
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -534,6 +535,23 @@ fn a_store_over_the_limit_of_files_is_an_error_and_not_the_end() {
     );
     assert_eq!(said, "failed\nfirst\n");
     assert!(daemon.is_running());
+    daemon.signal(libc::SIGTERM);
+    assert!(daemon.finish().status.success());
+}
+
+/// Units of systemd that come behind a mount must not write into the bare directory.
+#[test]
+fn a_mount_tells_the_service_manager_when_it_answers() {
+    let place = Background::new();
+    let path = place.mountpoint.with_file_name("notify");
+    let manager = UnixDatagram::bind(&path).expect("a socket");
+    let begun = format!("export NOTIFY_SOCKET='{}'", path.display());
+    let daemon = place.mount_by(&begun, "memory:");
+    let mut told = [0; 100];
+    let deadline = Some(Duration::from_secs(10));
+    manager.set_read_timeout(deadline).expect("a deadline");
+    let count = manager.recv(&mut told).expect("a word");
+    assert_eq!(&told[..count], b"READY=1\n");
     daemon.signal(libc::SIGTERM);
     assert!(daemon.finish().status.success());
 }

@@ -11,7 +11,6 @@ use tokio::sync::OnceCell;
 
 use super::bulk::Bulk;
 use super::entry::{strange, text};
-use super::failover;
 use super::keys::{Keys, pattern};
 use super::link::{
     ANSWER, Connector, Link, Server, is_broken, is_redirected, patience, translated,
@@ -133,12 +132,7 @@ impl Client {
             return Ok(usable);
         }
         let (client, lane) = (Arc::clone(self), Arc::clone(lane));
-        made_to_its_end(async move {
-            let link = client.connect(&lane).await?;
-            failover::watch(&client);
-            Ok(link)
-        })
-        .await
+        made_to_its_end(async move { client.connect(&lane).await }).await
     }
 
     /// Has whoever asks next connect anew: to another server.

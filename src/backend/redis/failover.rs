@@ -6,12 +6,15 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::client::Client;
+use super::link::{CONNECT, translated};
 use super::options::Topology;
+use crate::error::Result;
 
 /// How often they are asked.
 const OFTEN: Duration = Duration::from_secs(1);
 
-/// Has the client go over to another master as soon as it is named, from now on, as long as the client is there.
+/// Has the client go over to another master as soon as it is named, from now on, as long as the client is there. To be
+/// called in the runtime.
 pub(super) fn watch(client: &Arc<Client>) {
     if matches!(client.url.topology, Topology::Sentinel(_))
         && !client.is_watched.swap(true, Ordering::Relaxed)
@@ -26,16 +29,28 @@ async fn look_often(client: Weak<Client>) {
         let Some(client) = client.upgrade() else {
             return;
         };
-        let Some(used) = client.server() else {
-            continue;
-        };
-        match client.connector.named_server().await {
-            Ok(named) if !used.is(&named) => {
+        match is_another(&client).await {
+            Ok(true) => {
                 log::info!("{}: another server is the master now", client.url);
                 client.connect_anew();
             }
-            Ok(_) => {}
+            Ok(false) => {}
             Err(error) => log::debug!("asking for the master: {error}"),
         }
+    }
+}
+
+/// Whether the master that they name is not the server that is used.
+async fn is_another(client: &Client) -> Result<bool> {
+    let (Some(used), Topology::Sentinel(name)) = (client.server(), &client.url.topology) else {
+        return Ok(false);
+    };
+    let hosts = client.url.broker.hosts.resolve().await?;
+    let asked = client.connector.master(&hosts, name);
+    match tokio::time::timeout(CONNECT, asked).await {
+        Ok(Ok(named)) => Ok(!used.is_of(&named)),
+        Ok(Err(error)) => Err(translated("asking Sentinels", error)),
+        // They may answer the next time.
+        Err(_) => Ok(false),
     }
 }

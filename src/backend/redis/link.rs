@@ -97,7 +97,11 @@ impl Server {
     }
 
     pub(super) fn is(&self, other: &Server) -> bool {
-        self.client.get_connection_info().addr() == other.client.get_connection_info().addr()
+        self.is_of(&other.client)
+    }
+
+    pub(super) fn is_of(&self, client: &Client) -> bool {
+        self.client.get_connection_info().addr() == client.get_connection_info().addr()
     }
 }
 
@@ -153,23 +157,6 @@ impl Connector {
     pub(super) fn forget_server(&self) {
         let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
         *server = None;
-    }
-
-    /// The master that Sentinels name now.
-    ///
-    /// # Errors
-    /// `Unreachable`; what keeps from asking them.
-    pub(super) async fn named_server(&self) -> Result<Server> {
-        let what = || format!("asking {}", self.url);
-        let Topology::Sentinel(name) = &self.url.topology else {
-            return Err(Error::new(Kind::Unsupported, what()));
-        };
-        let hosts = self.url.broker.hosts.resolve().await?;
-        match tokio::time::timeout(CONNECT, self.master(&hosts, name)).await {
-            Ok(Ok(client)) => Ok(Server { client }),
-            Ok(Err(error)) => Err(translated(what(), error)),
-            Err(_) => Err(Error::new(Kind::Unreachable, what()).caused_by("no answer")),
-        }
     }
 
     fn use_server(&self, client: Client) {
@@ -279,7 +266,11 @@ impl Connector {
     }
 
     /// The master that sentinels know.
-    async fn master(&self, sentinels: &[Host], name: &str) -> Result<Client, RedisError> {
+    pub(super) async fn master(
+        &self,
+        sentinels: &[Host],
+        name: &str,
+    ) -> Result<Client, RedisError> {
         let addresses = sentinels.iter().map(|host| self.address(host));
         let mut builder = SentinelClientBuilder::new(addresses, name, SentinelServerType::Master)?
             .set_client_to_redis_db(self.url.database)

@@ -197,6 +197,7 @@ impl Backend for Redis {
 
     fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
         Box::pin(async move {
+            failover::watch(&self.client);
             let position = push::push(&self.client, pipe, id, &batch).await?;
             self.client.copied(&self.client.keys(pipe)?).await?;
             Ok(position)

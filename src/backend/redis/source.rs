@@ -10,6 +10,7 @@ use redis::Value;
 
 use super::client::{self, Client};
 use super::entry;
+use super::failover;
 use super::fetch::{Fetch, Fetched, Sizes};
 use super::keys::Keys;
 use super::link::{ANSWER, Link, translated};
@@ -58,6 +59,7 @@ impl Subscriber {
         let keys = client.keys(&pipe)?;
         let floor = client.floors.of(&pipe);
         ear::open(&client);
+        failover::watch(&client);
         let after = match start {
             Start::Oldest => Position::MIN,
             Start::After(position) => position,

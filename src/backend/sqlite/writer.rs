@@ -261,7 +261,8 @@ impl Store {
                     answer(job, Ok(stored.position));
                 }
             }
-            // One push that cannot be stored must not take the others with it.
+            // One push that cannot be stored must not take the others with it. Nothing of a transaction that failed is
+            // there, so each of them is a first try still.
             Err(_) if jobs.len() > 1 => return jobs,
             Err(error) => {
                 if let Some(job) = jobs.into_iter().next() {
