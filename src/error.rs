@@ -155,7 +155,13 @@ impl fmt::Display for Error {
         f.write_str(&self.context)?;
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
-            write!(f, ": {error}")?;
+            // On one line, as the log has one for each: crates, and servers, say more.
+            let said = error.to_string();
+            let mut separator = ": ";
+            for line in said.lines().map(str::trim).filter(|line| !line.is_empty()) {
+                write!(f, "{separator}{line}")?;
+                separator = " ";
+            }
             // One of ours has told its own causes.
             cause = match error.is::<Error>() {
                 true => None,
@@ -177,6 +183,16 @@ impl std::error::Error for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn display_stays_on_one_line() {
+        let error =
+            Error::new(Kind::Io, "reading").caused_by("Parse error\nUnexpected `*`\n\n  at 3\n");
+        assert_eq!(
+            error.to_string(),
+            "reading: Parse error Unexpected `*` at 3"
+        );
+    }
 
     #[test]
     fn display_names_the_context_and_every_cause() {
