@@ -230,6 +230,10 @@ impl FromArgMatches for PlaceArgs {
             Some(second) if two => (Some(words.mountpoint), second),
             first => (first, words.mountpoint),
         };
+        let is_url = |text: &str| text.contains("://") || text.parse::<BackendUrl>().is_ok();
+        if !two && mountpoint.to_str().is_some_and(is_url) {
+            return Err(refuse_places("the mountpoint is missing".to_owned()));
+        }
         if mountpoint.is_empty() {
             return Err(refuse_places("the mountpoint is empty".to_owned()));
         }
@@ -412,8 +416,9 @@ impl MountArgs {
                 return refuse(format!("-o {word} takes no value"));
             }
             _ => {
+                let word = option.split('=').next().unwrap_or_default();
                 return refuse(format!(
-                    "{option:?} is not an option of -o; there are: {WITHOUT_VALUE} {WITH_VALUE}"
+                    "{word:?} is not an option of -o; there are: {WITHOUT_VALUE} {WITH_VALUE}"
                 ));
             }
         }
@@ -492,6 +497,14 @@ mod tests {
             let parsed = Cli::try_parse_from(["dnpipes"].iter().chain(args));
             let why = parsed.expect_err("refused").to_string();
             assert!(why.contains("foo") && !why.contains("s3cret"), "{why}");
+        }
+        for source in [source, "redis://:s3cret@h/", "memory:"] {
+            let parsed = Cli::try_parse_from(["dnpipes", "mount", source]);
+            let why = parsed.expect_err("refused").to_string();
+            assert!(
+                why.contains("the mountpoint is missing") && !why.contains("s3cret"),
+                "{why}"
+            );
         }
     }
 

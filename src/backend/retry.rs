@@ -18,6 +18,9 @@ const SHORTEST: Duration = Duration::from_millis(10);
 /// The longest pause between two tries.
 const LONGEST: Duration = Duration::from_secs(1);
 
+/// A failure so long after the last one is another outage: no try takes as long to fail.
+const CALM: Duration = Duration::from_secs(20);
+
 /// A deadline is noticed so soon, unless this program was stopped, and then put off by so much.
 const LATE: Duration = Duration::from_millis(250);
 const AGAIN: Duration = Duration::from_secs(5);
@@ -113,7 +116,8 @@ impl Deadline {
     fn new(timeout: Option<Duration>) -> Self {
         Deadline {
             timeout,
-            at: timeout.map(|timeout| Instant::now() + timeout),
+            // One that is behind all time is none.
+            at: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
         }
     }
 
@@ -145,6 +149,8 @@ impl Deadline {
 
 struct Outage {
     since: Instant,
+    /// When it was noticed last.
+    last: Instant,
     pause: Duration,
     cause: Option<Error>,
 }
@@ -153,6 +159,7 @@ impl Outage {
     fn since(since: Instant) -> Self {
         Outage {
             since,
+            last: Instant::now(),
             pause: SHORTEST,
             cause: None,
         }
@@ -174,6 +181,7 @@ impl Outage {
             false => error,
         });
         tokio::time::sleep(self.pause).await;
+        self.last = Instant::now();
         self.pause = (self.pause * 2).min(LONGEST);
     }
 
@@ -343,6 +351,8 @@ impl Resuming {
             return Err(error);
         }
         self.source = None;
+        // Long ago it worked again.
+        outage.take_if(|outage| outage.last.elapsed() > CALM);
         let current = outage.get_or_insert_with(|| Outage::since(Instant::now()));
         let timeout = self.retry.timeout;
         let is_over = match deadline {

@@ -114,17 +114,21 @@ impl FromStr for BackendUrl {
     }
 }
 
-/// The URL without what stands before the host's name. A secret may hold what should have been written
-/// otherwise, as a slash: it ends at the last @.
+/// The URL without what stands before the host's name, and without its query, where somebody may have put a secret. One may
+/// hold what should have been written otherwise, as a slash: it ends at the last @.
 fn without_secret(text: &str) -> Cow<'_, str> {
     let (head, rest) = match text.split_once(':') {
         Some(("sqlite" | "memory", _)) | None => return Cow::Borrowed(text),
         Some((scheme, rest)) if rest.starts_with("//") => text.split_at(scheme.len() + 3),
         Some((scheme, _)) => text.split_at(scheme.len() + 1),
     };
-    match rest.rfind('@') {
-        Some(at) => Cow::Owned(format!("{head}…{}", &rest[at..])),
-        None => Cow::Borrowed(text),
+    let (hidden, rest) = match rest.rfind('@') {
+        Some(at) => ("…", &rest[at..]),
+        None => ("", rest),
+    };
+    match rest.split_once('?') {
+        Some((rest, _)) => Cow::Owned(format!("{head}{hidden}{rest}?…")),
+        None => Cow::Owned(format!("{head}{hidden}{rest}")),
     }
 }
 
@@ -184,6 +188,9 @@ mod tests {
             "redis:u:s3cret@h",
             "redis:/u:s3cret@h",
             "u:s3cret@h",
+            "redis://h/?password=s3cret",
+            "http://h/?token=s3cret",
+            "nats://u:other@h/?key=s3cret",
         ] {
             let error = text.parse::<BackendUrl>().expect_err(text);
             assert!(!error.to_string().contains("s3cret"), "{error}");

@@ -108,8 +108,10 @@ pub fn mount(
         }
     });
     if let Err(error) = works {
-        // Nobody would answer there.
-        if let Err(stays) = detach(&mount.mountpoint) {
+        // Nobody would answer there; where another one stands above it, that is not to go.
+        if error.kind() != Kind::AlreadyExists
+            && let Err(stays) = detach(&mount.mountpoint)
+        {
             log::error!("{stays}");
         }
         return Err(error);
@@ -337,7 +339,9 @@ impl Mount {
             )
         };
         if !ask(&self.mountpoint).map_err(failed)? {
-            return Err(failed(io::Error::other("something else is mounted there")));
+            let place = self.mountpoint.display();
+            let why = format!("something else was mounted on {place} meanwhile");
+            return Err(Error::new(Kind::AlreadyExists, why));
         }
         Ok(())
     }

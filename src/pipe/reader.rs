@@ -371,7 +371,9 @@ async fn fill(shared: Arc<Shared>, mut subscription: Subscription) {
         };
         let step = match step {
             // Who only asked goes on waiting, as one who does not ask.
-            Err(error) if asked && error.kind() == Kind::TimedOut => Ok(Step::Wait),
+            Err(error) if asked && error.kind() == Kind::TimedOut && !subscription.may_end() => {
+                Ok(Step::Wait)
+            }
             step => step,
         };
         match step {

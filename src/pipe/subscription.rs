@@ -86,6 +86,11 @@ impl Subscription {
         self.mode != Mode::Follow
     }
 
+    /// Whether this round ends once there is nothing more to deliver.
+    pub fn may_end(&self) -> bool {
+        self.end.is_some() && self.may_end
+    }
+
     /// Waits for the next messages. Dropping the future loses nothing.
     ///
     /// # Errors

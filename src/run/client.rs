@@ -93,7 +93,18 @@ pub(super) fn pull(args: PullArgs) -> Result<Outcome> {
         let mut subscription = Subscription::open(&backend, &args.topic.pipe, mode).await?;
         let mut output = Output::new(frame, args.count);
         while !output.is_complete() {
-            let step = match subscription.ready(PIECE).await? {
+            let ready = match subscription.ready(PIECE).await {
+                // Who follows waits, however long the store is away.
+                Err(error)
+                    if error.kind() == Kind::TimedOut
+                        && args.timeout.is_none()
+                        && !subscription.has_end() =>
+                {
+                    Step::Wait
+                }
+                ready => ready?,
+            };
+            let step = match ready {
                 Step::Wait => {
                     output.flush()?;
                     match args.timeout {

@@ -2,10 +2,14 @@
 //!
 //! Standard error may be a pipe that nobody reads, or a terminal that is stopped: then a write to it waits, for ever
 //! perhaps. In a daemon no request waits with it: a line for which there is no room is dropped, and the next one says so.
+//! Standard error itself stays as it is, as others may have it too: pipes and terminals are opened once more, so that
+//! writes to them do not wait.
 
+use std::fs::File;
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use env_logger::{Logger, Target};
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -16,14 +20,34 @@ use crate::fs::session;
 /// What fails in a crate is an error here, and is told of once.
 const USUAL: &str = "error,dnpipes=warn,fuser=warn";
 
-/// So much goes into a pipe that takes anything at all, in bytes (pipe(7)).
+/// So much goes into a socket that takes anything at all, in bytes.
 const ROOM: usize = 4096;
 
-/// Whether a line is rather dropped than waited with.
-static NEVER_WAITS: AtomicBool = AtomicBool::new(false);
+/// Where lines go without waiting.
+enum Sink {
+    /// A file, which makes nobody wait but for its disk.
+    File,
+    /// Standard error, opened once more.
+    Own(File),
+    /// What cannot be opened, as a socket: it is asked whether it has room.
+    Asked,
+}
 
-/// How many lines were dropped since the last that was written; held while one is.
-static DROPPED: Mutex<u64> = Mutex::new(0);
+static SINK: OnceLock<Sink> = OnceLock::new();
+
+/// What is to be said before the next line.
+struct Before {
+    /// How many lines were dropped since the last that was written.
+    dropped: u64,
+    /// Whether that one was cut.
+    cut: bool,
+}
+
+/// Held while a line is written.
+static BEFORE: Mutex<Before> = Mutex::new(Before {
+    dropped: 0,
+    cut: false,
+});
 
 /// Starts the log.
 ///
@@ -44,9 +68,20 @@ pub fn start() -> Result<()> {
     Ok(())
 }
 
-/// Has nobody wait for who reads the log any more.
+/// Has nobody wait for who reads the log any more. Standard error must stay where it is from now on.
 pub(super) fn never_wait() {
-    NEVER_WAITS.store(true, Ordering::Relaxed);
+    SINK.get_or_init(|| {
+        let same = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+        let told = same.and_then(|file| file.metadata());
+        if told.is_ok_and(|told| told.is_file()) {
+            return Sink::File;
+        }
+        let opened = File::options()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open("/proc/self/fd/2");
+        opened.map_or(Sink::Asked, Sink::Own)
+    });
 }
 
 /// Where the logger writes: each time a whole line.
@@ -54,33 +89,56 @@ struct Lines;
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if !NEVER_WAITS.load(Ordering::Relaxed) {
+        let Some(sink) = SINK.get() else {
             return io::stderr().write(line);
-        }
-        let mut dropped = DROPPED.lock().unwrap_or_else(PoisonError::into_inner);
-        if !has_room() {
-            *dropped += 1;
-            return Ok(line.len());
-        }
+        };
+        let mut before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut out = Vec::new();
-        if *dropped > 0 {
+        if before.cut {
+            out.push(b'\n');
+        }
+        if before.dropped > 0 {
+            let count = before.dropped;
             writeln!(
                 out,
-                "[{dropped} lines of the log were dropped: nobody took them]"
+                "[{count} lines of the log were dropped: nobody took them]"
             )?;
         }
         out.extend_from_slice(line);
-        if out.len() > ROOM {
-            out.truncate(ROOM - 1);
-            out.push(b'\n');
+        match sink.write(&mut out) {
+            Ok(0) | Err(_) => before.dropped += 1,
+            Ok(count) => {
+                *before = Before {
+                    dropped: 0,
+                    cut: count < out.len(),
+                };
+            }
         }
-        *dropped = 0;
-        io::stderr().write_all(&out)?;
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Sink {
+    /// Writes what there is room for.
+    fn write(&self, out: &mut Vec<u8>) -> io::Result<usize> {
+        match self {
+            Sink::Own(file) => {
+                let mut file = file;
+                return file.write(out);
+            }
+            Sink::Asked if !has_room() => return Ok(0),
+            Sink::Asked if out.len() > ROOM => {
+                out.truncate(ROOM - 1);
+                out.push(b'\n');
+            }
+            Sink::Asked | Sink::File => {}
+        }
+        io::stderr().write_all(out)?;
+        Ok(out.len())
     }
 }
 

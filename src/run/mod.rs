@@ -71,6 +71,9 @@ fn built(builder: &mut tokio::runtime::Builder) -> Result<Runtime> {
     Ok(runtime)
 }
 
+/// So many files may be open, where it is not known.
+const FILES: u64 = 1024;
+
 /// Lets this process have as many open files as the system allows it: each reader of a gateway is a
 /// connection. Returns how many that are.
 fn raise_file_limit() -> u64 {
@@ -79,19 +82,18 @@ fn raise_file_limit() -> u64 {
         rlim_max: 0,
     };
     // SAFETY: `limit` outlives both calls.
-    let raised = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0
-        }
-    };
-    if !raised {
-        log::info!(
-            "the limit of open files stays: {}",
-            std::io::Error::last_os_error()
-        );
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
+    let before = if known { limit.rlim_cur } else { FILES };
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: as above.
+    if known && unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } == 0 {
+        return limit.rlim_cur;
     }
-    limit.rlim_cur
+    log::info!(
+        "the limit of open files stays: {}",
+        std::io::Error::last_os_error()
+    );
+    before
 }
 
 /// Tells the service manager that all is well, if there is one that wants to know (systemd.service(5), Type=notify).

@@ -67,7 +67,6 @@ fn start(args: MountArgs) -> Result<Running> {
     // Only now, so that a signal ends a program that is still waiting for its store; and before any thread
     // is started, so that every thread leaves them to the one that waits for them.
     block_signals()?;
-    super::logging::never_wait();
     let runtime = match direct.caps().remote {
         true => {
             // For one push it would take longer to wake another thread than to do all that is to be done.
@@ -135,6 +134,7 @@ impl Running {
             self.mount.end(&self.runtime)?;
             return Err(error);
         }
+        super::logging::never_wait();
         tell_ready();
         let outcome = match self.events.recv() {
             Ok(Event::Unmounted) | Err(_) => Ok(Outcome::Done),

@@ -513,6 +513,33 @@ fn a_log_that_nobody_reads_keeps_nobody_waiting() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("topic@wrong1"));
 }
 
+/// As in a terminal whose window hangs.
+#[test]
+fn a_terminal_that_shows_nothing_keeps_nobody_waiting() {
+    let place = Background::new();
+    let script = format!(
+        "
+import os, pty, subprocess, sys, time
+ours, theirs = pty.openpty()
+mount = sys.argv[1]
+daemon = subprocess.Popen(['{DNPIPES}', 'mount', 'memory:', mount], stderr=theirs, env=dict(os.environ, DNPIPES_LOG='debug'))
+while os.stat(mount).st_ino != 1:
+    time.sleep(0.01)
+for number in range(1000):
+    os.path.exists(mount + '/topic@wrong%d' % number)
+with open(mount + '/topic', 'w') as topic:
+    print('hello', file=topic)
+print(open(mount + '/topic').read(), end='', flush=True)
+daemon.terminate()
+print(daemon.wait())
+"
+    );
+    let mut python = Command::new(PYTHON);
+    python.arg("-c").arg(script).arg(&place.mountpoint);
+    let output = finish(&mut python);
+    assert_eq!(output.stdout, b"hello\n0\n", "{output:?}");
+}
+
 /// What the starter has had a mount ignore it ignores, as nohup(1) wants.
 #[test]
 fn a_mount_under_nohup_outlives_a_hangup() {

@@ -253,6 +253,22 @@ fn a_store_without_its_write_ahead_log_takes_no_more_pushes() {
     }
 }
 
+/// Also where they were gone before it changed anything, and another process has made new ones.
+#[test]
+fn a_store_whose_write_ahead_log_is_anothers_takes_no_pushes() {
+    let store = Store::new();
+    store.out("dnpipes push topic zero");
+    let mount = Mount::new(&store.url(), &[]);
+    assert_eq!(mount.out("cat topic"), "zero\n");
+    for suffix in ["-wal", "-shm"] {
+        fs::remove_file(format!("{}{suffix}", store.database().display())).expect("gone");
+    }
+    store.out("dnpipes push topic theirs");
+    assert!(!mount.sh("echo ours > topic").status.success());
+    drop(mount);
+    assert_eq!(store.out("dnpipes pull topic@snapshot"), "zero\ntheirs\n");
+}
+
 /// Also where it was there when the writer began to wait.
 #[test]
 fn a_store_that_is_deleted_while_a_push_waits_does_not_take_it() {

@@ -1,13 +1,13 @@
 //! Requests to the server: over connections that are made anew when they break, and by scripts.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 
 use super::bulk::Bulk;
 use super::entry::{strange, text};
@@ -81,7 +81,7 @@ pub(super) struct Client {
     pub(super) copies: Arc<Lane>,
     /// Whether somebody asks which server it is, and how often it was another one.
     pub(super) is_watched: AtomicBool,
-    pub(super) failovers: AtomicU64,
+    pub(super) failovers: watch::Sender<u64>,
     /// Whether the server's settings were looked at.
     checked: OnceCell<()>,
     /// Pipes of which it was said that they expire.
@@ -100,7 +100,7 @@ impl Client {
             fetches: Arc::default(),
             copies: Arc::default(),
             is_watched: AtomicBool::new(false),
-            failovers: AtomicU64::new(0),
+            failovers: watch::Sender::new(0),
             checked: OnceCell::new(),
             expiring: Mutex::default(),
         })
@@ -138,10 +138,10 @@ impl Client {
     /// Has whoever asks next connect anew: to another server.
     pub(super) fn connect_anew(&self) {
         self.connector.forget_server();
-        self.failovers.fetch_add(1, Ordering::Relaxed);
         for lane in [&self.commands, &self.fetches, &self.copies] {
             lane.renew();
         }
+        self.failovers.send_modify(|count| *count += 1);
     }
 
     async fn connect(&self, lane: &Lane) -> Result<(u64, Link)> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::client::Client;
-use super::link::{CONNECT, translated};
+use super::link::{CONNECT, Server, translated};
 use super::options::Topology;
 use crate::error::Result;
 
@@ -24,33 +24,41 @@ pub(super) fn watch(client: &Arc<Client>) {
 }
 
 async fn look_often(client: Weak<Client>) {
+    // What was named last, and not what was connected to last: some connections may be new, and others old.
+    let mut last: Option<Server> = None;
     loop {
-        tokio::time::sleep(OFTEN).await;
         let Some(client) = client.upgrade() else {
             return;
         };
-        match is_another(&client).await {
-            Ok(true) => {
-                log::info!("{}: another server is the master now", client.url);
-                client.connect_anew();
+        match named(&client).await {
+            Ok(Some(named)) => {
+                let before = last.as_ref().map(|last| !last.is(&named));
+                let used = client.server().map(|used| !used.is(&named));
+                if before.or(used) == Some(true) {
+                    log::info!("{}: another server is the master now", client.url);
+                    client.connect_anew();
+                }
+                last = Some(named);
             }
-            Ok(false) => {}
+            Ok(None) => {}
             Err(error) => log::debug!("asking for the master: {error}"),
         }
+        drop(client);
+        tokio::time::sleep(OFTEN).await;
     }
 }
 
-/// Whether the master that they name is not the server that is used.
-async fn is_another(client: &Client) -> Result<bool> {
-    let (Some(used), Topology::Sentinel(name)) = (client.server(), &client.url.topology) else {
-        return Ok(false);
+/// The master that Sentinels name.
+async fn named(client: &Client) -> Result<Option<Server>> {
+    let Topology::Sentinel(name) = &client.url.topology else {
+        return Ok(None);
     };
     let hosts = client.url.broker.hosts.resolve().await?;
     let asked = client.connector.master(&hosts, name);
     match tokio::time::timeout(CONNECT, asked).await {
-        Ok(Ok(named)) => Ok(!used.is_of(&named)),
+        Ok(Ok(client)) => Ok(Some(Server { client })),
         Ok(Err(error)) => Err(translated("asking Sentinels", error)),
         // They may answer the next time.
-        Err(_) => Ok(false),
+        Err(_) => Ok(None),
     }
 }

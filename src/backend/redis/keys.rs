@@ -1,5 +1,7 @@
 //! Which keys belong to a pipe.
 
+use std::fmt;
+
 use crate::error::{Error, Kind, Result};
 use crate::message::Producer;
 use crate::name::PipeName;
@@ -18,12 +20,22 @@ pub(super) struct Keys {
 impl Keys {
     /// Touched by who removes the pipe (begin.lua). Like the next one it begins as `known`, for the rights of users.
     pub(super) fn gate(&self) -> String {
-        format!("{}:gate", self.known)
+        self.beside("gate")
     }
 
     /// Touched where transactions of the producer must not be run any more (begin.lua).
     pub(super) fn claim(&self, producer: Producer) -> String {
-        format!("{}:{producer}", self.known)
+        self.beside(producer)
+    }
+
+    /// Written by who waits until others have what was written before (copies.rs).
+    pub(super) fn mark(&self) -> String {
+        self.beside("mark")
+    }
+
+    /// A key of the pipe's own, that is none of another pipe: names hold no control characters.
+    fn beside(&self, what: impl fmt::Display) -> String {
+        format!("{}\x1f{what}", self.known)
     }
 
     /// The keys of the pipe whose stream is `prefix` and its name. `cluster` says that slots count.

@@ -87,7 +87,7 @@ pub(super) struct Connector {
 /// One server, to which more connections can be made.
 #[derive(Clone)]
 pub(super) struct Server {
-    client: Client,
+    pub(super) client: Client,
 }
 
 impl Server {
@@ -97,11 +97,7 @@ impl Server {
     }
 
     pub(super) fn is(&self, other: &Server) -> bool {
-        self.is_of(&other.client)
-    }
-
-    pub(super) fn is_of(&self, client: &Client) -> bool {
-        self.client.get_connection_info().addr() == client.get_connection_info().addr()
+        self.client.get_connection_info().addr() == other.client.get_connection_info().addr()
     }
 }
 

@@ -37,6 +37,7 @@ use crate::error::{Kind, Result};
 use crate::message::{Batch, Position, PushId, time_from_micros};
 use crate::name::PipeName;
 use client::{Client, Lane};
+use copies::Proof;
 use entry::{position, strange, text};
 use keys::Keys;
 use source::Subscriber;
@@ -173,14 +174,14 @@ impl Redis {
         look.info.ok_or_else(|| not_found(pipe))
     }
 
-    /// Lets the readers here know where the pipe starts, as a script says.
-    fn dropped(&self, pipe: &PipeName, answer: &Value) -> Result<()> {
+    /// Lets the readers here know where the pipe starts, as a script says, and returns it.
+    fn dropped(&self, pipe: &PipeName, answer: &Value) -> Result<Position> {
         if matches!(answer, Value::Nil) {
             return Err(not_found(pipe));
         }
         let floor = position(text(answer)?)?;
         self.client.floors.of(pipe).raise(floor);
-        Ok(())
+        Ok(floor)
     }
 }
 
@@ -199,7 +200,8 @@ impl Backend for Redis {
         Box::pin(async move {
             failover::watch(&self.client);
             let position = push::push(&self.client, pipe, id, &batch).await?;
-            self.client.copied(&self.client.keys(pipe)?).await?;
+            let keys = self.client.keys(pipe)?;
+            self.client.copied(&keys, Proof::Push(id)).await?;
             Ok(position)
         })
     }
@@ -264,7 +266,7 @@ impl Backend for Redis {
                 |_| (),
             );
             let is_new = made.await? == Value::Int(1);
-            self.client.copied(&keys).await?;
+            self.client.copied(&keys, Proof::None).await?;
             Ok(is_new)
         })
     }
@@ -284,8 +286,8 @@ impl Backend for Redis {
                         .arg(self.client.channel());
                 },
             );
-            self.dropped(pipe, &dropped.await?)?;
-            self.client.copied(&keys).await
+            let floor = self.dropped(pipe, &dropped.await?)?;
+            self.client.copied(&keys, Proof::Floor(floor)).await
         })
     }
 
@@ -294,7 +296,7 @@ impl Backend for Redis {
             let (keys, look) = self.look(pipe).await?;
             if look.info.is_none() {
                 // An earlier try may have removed it.
-                self.client.copied(&keys).await?;
+                self.client.copied(&keys, Proof::None).await?;
                 return Err(not_found(pipe));
             }
             let gate = keys.gate();
@@ -308,8 +310,8 @@ impl Backend for Redis {
                     script.arg(&look.made).arg(self.client.channel());
                 },
             );
-            self.dropped(pipe, &dropped.await?)?;
-            self.client.copied(&keys).await
+            let floor = self.dropped(pipe, &dropped.await?)?;
+            self.client.copied(&keys, Proof::Floor(floor)).await
         })
     }
 

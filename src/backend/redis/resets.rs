@@ -50,6 +50,8 @@ impl Ear for Client {
     fn listen(self: Arc<Self>) -> Fut<'static, Hearing> {
         Box::pin(async move {
             let (alive, ended) = oneshot::channel();
+            // The old master hears of no resets any more, and lives on.
+            let mut failovers = self.failovers.subscribe();
             let resets = Resets {
                 floors: Arc::clone(&self.floors),
                 prefix: self.url.prefix.clone(),
@@ -74,8 +76,11 @@ impl Ear for Client {
                 ),
             }
             let hearing = async move {
-                // Nothing is sent, only dropped.
-                drop(ended.await);
+                tokio::select! {
+                    // Nothing is sent, only dropped.
+                    _ = ended => {}
+                    _ = failovers.changed() => {}
+                }
                 drop(link);
             };
             Ok(Box::pin(hearing) as Hearing)

@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Value;
@@ -153,7 +152,7 @@ impl Subscriber {
     async fn wait(&mut self) -> Result<Vec<Message>> {
         let waiting = self.waiting.get_or_insert_with(|| {
             // Also the connection is made in it, which may take longer than a caller waits.
-            let failovers = self.client.failovers.load(Ordering::Relaxed);
+            let failovers = *self.client.failovers.borrow();
             let is_same = std::mem::replace(&mut self.failovers, failovers) == failovers;
             let link = self.link.take().filter(|_| is_same);
             let client = Arc::clone(&self.client);

@@ -115,13 +115,26 @@ impl Sqlite {
         let writer = Writer::open(path, durability)?;
         let told = std::fs::metadata(path)
             .map_err(|error| Error::io(format!("the store {}", path.display()), error))?;
+        let logs = OnceLock::new();
+        // Once it has read, the connection has them open. What is wrong with the store is said when it is used.
+        let read = |row: &Row<'_>| row.get::<_, i64>(0);
+        let has_read = writer.pen().idle().query_row(
+            "SELECT count(*) FROM (SELECT 1 FROM pipe LIMIT 1)",
+            [],
+            read,
+        );
+        if has_read.is_ok()
+            && let Ok(found) = find_logs(path)
+        {
+            logs.get_or_init(|| found);
+        }
         Ok(Sqlite {
             store: Arc::new(Store {
                 path: path.to_owned(),
                 durability,
                 bell,
                 database: FileId::of(path, &told),
-                logs: OnceLock::new(),
+                logs,
                 looks: Looks::new(),
                 writer,
                 readers: Mutex::default(),
@@ -197,16 +210,8 @@ impl Store {
         match self.logs.get() {
             Some(logs) => logs.iter().try_for_each(FileId::check)?,
             None => {
-                // As long as a connection is open, nobody but a stranger deletes them.
-                let found = |end| {
-                    let path = file::beside(&self.path, end);
-                    let context = || format!("the store's {}", path.display());
-                    let told = std::fs::metadata(&path);
-                    let told = told.map_err(|error| Error::io(context(), error))?;
-                    Ok::<_, Error>(FileId::of(&path, &told))
-                };
-                let logs = [found("-wal")?, found("-shm")?];
-                self.logs.get_or_init(|| logs);
+                let found = find_logs(&self.path)?;
+                self.logs.get_or_init(|| found);
             }
         }
         self.bell.check()
@@ -232,6 +237,17 @@ impl Store {
             tokio::spawn(bell::listen(Arc::clone(&self.bell), SLOW_LOOK, look)).abort_handle()
         });
     }
+}
+
+/// SQLite's write-ahead log and its index. As long as a connection that has read is open, nobody but a stranger deletes them.
+fn find_logs(path: &Path) -> Result<[FileId; 2]> {
+    let found = |end| {
+        let path = file::beside(path, end);
+        let context = || format!("the store's {}", path.display());
+        let told = std::fs::metadata(&path).map_err(|error| Error::io(context(), error))?;
+        Ok(FileId::of(&path, &told))
+    };
+    Ok([found("-wal")?, found("-shm")?])
 }
 
 impl Drop for Store {
