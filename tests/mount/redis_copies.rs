@@ -2,7 +2,7 @@
 
 use crate::load::{Work, Writers, assert_complete};
 use crate::redis::cli;
-use crate::services::Services;
+use crate::services::{Server, Services};
 use crate::support::{Mount, Store, wait_for};
 
 const WORK: Work = Work::large(60);
@@ -49,4 +49,56 @@ fn a_push_waits_for_replicas_that_are_missing() {
     services.tell("cont", "redis-replica");
     assert_eq!(waiting.finish().stdout, b"stored\n");
     assert_eq!(mount.out("cat topic"), "late\nwaits\n");
+}
+
+/// What the old master has stored behind a failover is not on the replicas of the new one.
+#[test]
+fn a_push_to_a_master_that_is_none_any_more_waits_for_the_new_one() {
+    let services = Services::start(&["redis-sentinel"]);
+    let [master, replica, sentinel] =
+        ["redis-master", "redis-replica", "redis-sentinel"].map(|name| services.named(name));
+    // The new master has a replica as well.
+    let third = Services::start(&["redis"]);
+    let port = replica.port;
+    cli(
+        &third.server(),
+        &format!("redis REPLICAOF 127.0.0.1 {port}"),
+    );
+    let is_so = |server: &Server, script: &str| {
+        cli(server, &format!("{script} && echo yes || true")) == "yes\n"
+    };
+    wait_for("its replica", || {
+        let up = "redis INFO replication | grep -q master_link_status:up";
+        is_so(&third.server(), up).then_some(())
+    });
+    let source = format!("{}?sentinel=main&replicas=1", sentinel.url);
+    let mount = Mount::new(&source, &[]);
+    mount.out("echo before > topic");
+    cli(&master, "redis CLIENT PAUSE 60000 WRITE");
+    let writer = mount.spawn("echo late > topic && echo stored");
+    wait_for("the push at the old master", || {
+        let waits = "redis INFO clients | grep -q blocked_clients:1";
+        is_so(&master, waits).then_some(())
+    });
+    wait_for("a failover", || {
+        let begun = "redis SENTINEL FAILOVER main > /dev/null 2>&1";
+        is_so(&sentinel, begun).then_some(())
+    });
+    wait_for("another master", || {
+        let named = "redis SENTINEL GET-MASTER-ADDR-BY-NAME main | grep -qx";
+        is_so(&sentinel, &format!("{named} {port}")).then_some(())
+    });
+    wait_for("the mount's news of it", || {
+        mount
+            .log()
+            .contains("another server is the master now")
+            .then_some(())
+    });
+    cli(&master, "redis CLIENT UNPAUSE");
+    assert_eq!(writer.finish().stdout, b"stored\n");
+    let there = cli(
+        &replica,
+        "redis XRANGE dnpipes:topic - + | grep -cx late || true",
+    );
+    assert_eq!(there, "1\n");
 }
