@@ -211,7 +211,8 @@ impl Pull {
         let mut out = Vec::new();
         match self.until {
             Until::Bound(bound) => {
-                let messages = self.fetch(Some(bound)).await?;
+                let limit = self.limit(Some(bound));
+                let messages = self.source.next(limit).await?;
                 if messages.is_empty() {
                     return Ok(None);
                 }
@@ -248,11 +249,6 @@ impl Pull {
             max_bytes: if self.left == 1 { 1 } else { FETCH },
             before,
         }
-    }
-
-    async fn fetch(&mut self, before: Option<Position>) -> Result<Vec<Message>> {
-        let limit = self.limit(before);
-        self.source.next(limit).await
     }
 
     /// Waits until there is something to say; false if it is the end.

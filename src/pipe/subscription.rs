@@ -74,7 +74,7 @@ impl Subscription {
         if !messages.is_empty() {
             self.may_end = true;
             Ok(Step::Messages(messages))
-        } else if self.end.is_some() && self.may_end {
+        } else if self.may_end() {
             Ok(Step::End)
         } else {
             Ok(Step::Wait)

@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 
+use super::logging;
 use crate::error::{Error, Kind, Result};
 
 /// What the daemon says when it is ready; anything else is why it is not.
@@ -65,7 +66,11 @@ impl Starter {
             .write(true)
             .open("/dev/null")
             .map_err(|error| Error::io("opening /dev/null", error))?;
-        let streams = if logs_to_a_file() { 0..=1 } else { 0..=2 };
+        let streams = if logging::is_to_a_file() {
+            0..=1
+        } else {
+            0..=2
+        };
         for stream in streams {
             // SAFETY: both are open descriptors, and nothing in this program owns 0 to 2.
             if unsafe { libc::dup2(null.as_raw_fd(), stream) } < 0 {
@@ -102,11 +107,4 @@ fn inherited() -> Vec<RawFd> {
         *descriptor > libc::STDERR_FILENO && flags >= 0 && flags & libc::FD_CLOEXEC == 0
     };
     numbers.filter(is_left).collect()
-}
-
-fn logs_to_a_file() -> bool {
-    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
-    stderr
-        .and_then(|file| file.metadata())
-        .is_ok_and(|meta| meta.is_file())
 }

@@ -71,9 +71,7 @@ pub fn start() -> Result<()> {
 /// Has nobody wait for who reads the log any more. Standard error must stay where it is from now on.
 pub(super) fn never_wait() {
     SINK.get_or_init(|| {
-        let same = io::stderr().as_fd().try_clone_to_owned().map(File::from);
-        let told = same.and_then(|file| file.metadata());
-        if told.is_ok_and(|told| told.is_file()) {
+        if is_to_a_file() {
             return Sink::File;
         }
         let opened = File::options()
@@ -82,6 +80,13 @@ pub(super) fn never_wait() {
             .open("/proc/self/fd/2");
         opened.map_or(Sink::Asked, Sink::Own)
     });
+}
+
+/// Whether standard error is a file.
+pub(super) fn is_to_a_file() -> bool {
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    let told = stderr.and_then(|file| file.metadata());
+    told.is_ok_and(|told| told.is_file())
 }
 
 /// Where the logger writes: each time a whole line.

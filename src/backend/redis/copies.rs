@@ -86,21 +86,18 @@ impl Client {
             .arg(ROUND.as_millis() as u64);
         let ask = async |link: &mut Link| wait.query_async(link).await;
         let answer = self.asked(&self.copies, &what, 0, ask).await?;
-        let failed = match answer.as_ref().map(told) {
-            Ok(Some((_, found))) if !proof.is_in(&found) => {
+        let answer = answer.map_err(|error| translated(what(), error).maybe_applied())?;
+        let failed = match told(&answer) {
+            None => strange("no answer to WAIT"),
+            Some((_, found)) if !proof.is_in(&found) => {
                 // One that became the master meanwhile: its replicas know nothing of it either.
                 Error::new(Kind::Unreachable, what()).caused_by("another server is asked now")
             }
-            Ok(Some((have, _))) if have >= i64::from(self.url.replicas) => return Ok(()),
-            Ok(Some((have, _))) => {
+            Some((have, _)) if have >= i64::from(self.url.replicas) => return Ok(()),
+            Some((have, _)) => {
                 let why = format!("{have} of {} have it", self.url.replicas);
                 Error::new(Kind::Unreachable, what()).caused_by(why)
             }
-            Ok(None) => strange("no answer to WAIT"),
-            Err(_) => match answer {
-                Err(error) => translated(what(), error),
-                Ok(_) => strange("no answer to WAIT"),
-            },
         };
         // What they are to have is on the server.
         Err(failed.maybe_applied())

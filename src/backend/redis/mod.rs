@@ -199,8 +199,8 @@ impl Backend for Redis {
     fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
         Box::pin(async move {
             failover::watch(&self.client);
-            let position = push::push(&self.client, pipe, id, &batch).await?;
             let keys = self.client.keys(pipe)?;
+            let position = push::push(&self.client, pipe, &keys, id, &batch).await?;
             self.client.copied(&keys, Proof::Push(id)).await?;
             Ok(position)
         })

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::bulk;
 use super::client::Client;
 use super::entry::{position, text};
+use super::keys::Keys;
 use super::scripts;
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId};
@@ -20,6 +21,7 @@ const MAX_BATCH: usize = 2 << 20;
 pub(super) async fn push(
     client: &Arc<Client>,
     pipe: &PipeName,
+    keys: &Keys,
     id: PushId,
     batch: &Batch,
 ) -> Result<Position> {
@@ -29,10 +31,9 @@ pub(super) async fn push(
         let why = format!("{pipe}: a push has {MAX_BATCH} messages at most");
         return Err(Error::new(Kind::TooLong, why));
     }
-    let keys = client.keys(pipe)?;
     if let Some(turn) = client.bulk.turn(id, batch)
         && let Some(server) = client.server()
-        && let Some(position) = bulk::push(turn, server, &keys, id, batch).await?
+        && let Some(position) = bulk::push(turn, server, keys, id, batch).await?
     {
         return Ok(position);
     }
