@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Fut;
 use super::floor::Floors;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::name::PipeName;
 
 /// The pause before it is listened again; it doubles up to [`LONGEST`].
@@ -60,7 +60,12 @@ async fn hear<E: Ear>(client: Weak<E>) {
 async fn listen<E: Ear>(ear: Arc<E>) -> Result<Hearing> {
     let hearing = Arc::clone(&ear).listen().await?;
     for pipe in ear.floors().pipes() {
-        Arc::clone(&ear).look_at(pipe).await?;
+        match Arc::clone(&ear).look_at(pipe.clone()).await {
+            Err(error) if error.kind() == Kind::Unreachable => return Err(error),
+            // Its readers are told; those of the others must hear.
+            Err(error) => log::debug!("{pipe}: {error}"),
+            Ok(()) => {}
+        }
     }
     Ok(hearing)
 }

@@ -18,6 +18,7 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use scopeguard::ScopeGuard;
 use tokio::runtime::Handle;
 
 use super::errno;
@@ -361,13 +362,11 @@ impl Filesystem for Adapter {
         let (files, name) = (Arc::clone(&self.files), name.to_owned());
         let work = async move {
             let attr = files.create(&name, flags & libc::O_EXCL != 0).await?;
-            match files.open(attr.ino.0, OpenFlags(flags)).await {
-                Ok(handle) => Ok((attr, handle)),
-                Err(error) => {
-                    files.forget(attr.ino.0, 1);
-                    Err(error)
-                }
-            }
+            // Also where the caller stops waiting.
+            let looked_up = scopeguard::guard((), |()| files.forget(attr.ino.0, 1));
+            let handle = files.open(attr.ino.0, OpenFlags(flags)).await?;
+            ScopeGuard::into_inner(looked_up);
+            Ok((attr, handle))
         };
         self.answer(request, GRACE, work, move |result| match result {
             Ok((attr, handle)) => {

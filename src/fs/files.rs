@@ -39,6 +39,10 @@ pub struct Options {
     pub file_mode: u16,
 }
 
+/// What the kernel cuts a write(2) into is at least so long, in bytes: as many pages as a request has, each of which may be a
+/// buffer of its own (writev(2)).
+const LEAST_CUT: usize = 256;
+
 /// The mount's state.
 pub(super) struct Files {
     backend: Arc<dyn Backend>,
@@ -55,7 +59,7 @@ pub(super) struct Files {
 pub(super) struct OpenFile {
     pub(super) reader: Option<Reader>,
     pub(super) writer: Option<Writer>,
-    /// Where the last piece that was written ended, by the kernel's count.
+    /// Where the last piece that was written ended, by the kernel's count, if it may have a later part.
     written_to: AtomicU64,
     /// Whether somebody is to be told when it becomes readable.
     pub(super) polled: AtomicBool,
@@ -73,8 +77,8 @@ impl OpenFile {
         }
     }
 
-    /// See [`Writer::write`]. The kernel counts on within one write(2) only, so a piece that begins where
-    /// the last one ended is a later part of it.
+    /// See [`Writer::write`]. The kernel counts on within one write(2), so a piece that begins where the last one ended is a
+    /// later part of it; with O_APPEND it counts on behind each, so there one that cannot have been cut tells.
     pub(super) async fn write(&self, owner: u64, offset: u64, piece: Bytes) -> Result<usize> {
         let Some(writer) = &self.writer else {
             return Err(Error::new(
@@ -82,7 +86,10 @@ impl OpenFile {
                 "the file is not open for writing",
             ));
         };
-        let end = offset + piece.len() as u64;
+        let end = match piece.len() {
+            ..LEAST_CUT => 0,
+            length => offset.saturating_add(length as u64),
+        };
         let continued = self.written_to.swap(end, Ordering::Relaxed) == offset && offset > 0;
         writer.write(owner, piece, continued).await
     }
@@ -262,16 +269,19 @@ impl Files {
 
     /// The last close of an open file: what is left of its lines is pushed.
     pub(super) async fn release(&self, handle: u64) -> Result<()> {
-        let Some(file) = self.open.remove(handle) else {
+        let Some(file) = self.open.get(handle) else {
             return Ok(());
         };
         if let Some(reader) = &file.reader {
             reader.end();
         }
-        match &file.writer {
+        let finished = match &file.writer {
             Some(writer) => writer.finish().await,
             None => Ok(()),
-        }
+        };
+        // Not before: the end of the mount waits for the lines of those that are there.
+        self.open.remove(handle);
+        finished
     }
 
     /// truncate(2) to `size`: to 0 is a reset.

@@ -1,10 +1,10 @@
 //! From a mountpoint to a running mount, and back.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -48,6 +48,8 @@ pub struct Place {
 pub struct Mount {
     files: Arc<Files>,
     mountpoint: PathBuf,
+    /// The kernel's number of it (proc(5), mountinfo).
+    number: Option<u64>,
 }
 
 /// Mounts and serves; `ended` is called, on another thread, when the mount has ended. Returns once the mount
@@ -95,7 +97,13 @@ pub fn mount(
     // Dropped, it would unmount whatever is mounted there at that time: perhaps the next daemon's mount,
     // where this one was detached while files were open. `Mount::end` unmounts.
     std::mem::forget(serving);
-    let mount = Mount { files, mountpoint };
+    let top = Mounted::on(&mountpoint);
+    let top = top.map_err(|error| Error::io("looking at the table of mounts", error))?;
+    let mount = Mount {
+        files,
+        mountpoint,
+        number: top.filter(|top| top.kind == TYPE).map(|top| top.number),
+    };
     let works = mount.check().and_then(|()| {
         let why = "requests pass by this program's read(2)";
         match device::works() {
@@ -108,10 +116,8 @@ pub fn mount(
         }
     });
     if let Err(error) = works {
-        // Nobody would answer there; where another one stands above it, that is not to go.
-        if error.kind() != Kind::AlreadyExists
-            && let Err(stays) = detach(&mount.mountpoint)
-        {
+        // Nobody would answer there.
+        if let Err(stays) = mount.detach() {
             log::error!("{stays}");
         }
         return Err(error);
@@ -169,7 +175,7 @@ fn explain(mountpoint: &Path, error: io::Error) -> Error {
 fn prepare(mountpoint: &Path) -> Result<PathBuf> {
     let named = |error| Error::io(format!("the mountpoint {}", mountpoint.display()), error);
     let path = resolve(mountpoint).map_err(named)?;
-    while let Some(kind) = mounted(&path).map_err(named)? {
+    while let Some(Mounted { kind, .. }) = Mounted::on(&path).map_err(named)? {
         match fs::metadata(&path) {
             // What the kernel answers for a mount whose daemon is gone.
             Err(error) if kind == TYPE && error.raw_os_error() == Some(libc::ENOTCONN) => {
@@ -220,21 +226,38 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// The type of the topmost mount on `path` (proc(5), mountinfo); `None` if nothing is mounted there.
-fn mounted(path: &Path) -> io::Result<Option<String>> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    let lines = table.split(|byte| *byte == b'\n').rev();
-    Ok(lines
-        .filter(|line| {
-            field(line, 4).is_some_and(|point| unescape(point) == path.as_os_str().as_bytes())
+/// A line of the table of mounts (proc(5), mountinfo).
+struct Mounted {
+    /// Unique while it is mounted.
+    number: u64,
+    place: PathBuf,
+    /// The file system's type.
+    kind: String,
+}
+
+impl Mounted {
+    fn all() -> io::Result<Vec<Mounted>> {
+        let table = fs::read("/proc/self/mountinfo")?;
+        let lines = table.split(|byte| *byte == b'\n');
+        Ok(lines.filter_map(Mounted::parse).collect())
+    }
+
+    fn parse(line: &[u8]) -> Option<Mounted> {
+        let mut tail = line
+            .split(|byte| *byte == b' ')
+            .skip_while(|field| *field != b"-");
+        Some(Mounted {
+            number: str::from_utf8(field(line, 0)?).ok()?.parse().ok()?,
+            place: PathBuf::from(OsString::from_vec(unescape(field(line, 4)?))),
+            kind: String::from_utf8_lossy(tail.nth(1)?).into_owned(),
         })
-        .find_map(|line| {
-            let mut tail = line
-                .split(|byte| *byte == b' ')
-                .skip_while(|field| *field != b"-");
-            tail.nth(1)
-                .map(|kind| String::from_utf8_lossy(kind).into_owned())
-        }))
+    }
+
+    /// The topmost one on `path`; `None` if nothing is mounted there.
+    fn on(path: &Path) -> io::Result<Option<Mounted>> {
+        let mut all = Mounted::all()?.into_iter().rev();
+        Ok(all.find(|mounted| mounted.place == path))
+    }
 }
 
 fn field(line: &[u8], number: usize) -> Option<&[u8]> {
@@ -353,9 +376,31 @@ impl Mount {
     /// Where it cannot be unmounted.
     pub fn end(&self, runtime: &Runtime) -> Result<()> {
         self.files.end();
-        let detached = detach(&self.mountpoint);
-        runtime.block_on(self.files.finish(LAST_LINES));
+        let detached = self.detach();
+        self.finish(runtime);
         detached
+    }
+
+    /// Has unfinished lines pushed, as far as that is done within 5 seconds.
+    pub fn finish(&self, runtime: &Runtime) {
+        runtime.block_on(self.files.finish(LAST_LINES));
+    }
+
+    /// Takes the mount off, wherever it was moved to, but nothing else that is mounted there now.
+    fn detach(&self) -> Result<()> {
+        let failed = |error| Error::io("looking at the table of mounts", error);
+        let all = Mounted::all().map_err(failed)?;
+        let is_own = |mounted: &&Mounted| Some(mounted.number) == self.number;
+        let Some(own) = all.iter().find(is_own) else {
+            // Somebody has taken it off already.
+            return Ok(());
+        };
+        let top = all.iter().rev().find(|mounted| mounted.place == own.place);
+        if top.is_some_and(|top| top.number != own.number) {
+            let why = format!("something else was mounted on {}", own.place.display());
+            return Err(Error::new(Kind::AlreadyExists, why));
+        }
+        detach(&own.place)
     }
 
     /// Whether any of its files is open.
@@ -401,7 +446,7 @@ mod tests {
     fn the_root_is_mounted_and_an_ordinary_folder_is_not() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().canonicalize().expect("path");
-        assert!(mounted(Path::new("/")).expect("table").is_some());
-        assert_eq!(mounted(&path).expect("table"), None);
+        assert!(Mounted::on(Path::new("/")).expect("table").is_some());
+        assert!(Mounted::on(&path).expect("table").is_none());
     }
 }

@@ -78,6 +78,13 @@ impl Writer {
     /// As for [`Backend::push`]; nothing of the piece is kept then.
     pub async fn write(&self, owner: u64, piece: Bytes, continued: bool) -> Result<usize> {
         let mut state = self.state.lock().await;
+        if let Some(Stream {
+            closing: Some(_), ..
+        }) = state.streams.get(&owner)
+        {
+            // One of its descriptors was closed, and nobody waited for the end of that: this is the next line.
+            self.close_stream(&mut state, owner).await?;
+        }
         let all = state.streams.values();
         let kept: usize = all.map(|stream| stream.decoder.kept()).sum();
         let stream = self.stream(&mut state, owner);

@@ -137,7 +137,10 @@ impl Running {
         super::logging::never_wait();
         tell_ready();
         let outcome = match self.events.recv() {
-            Ok(Event::Unmounted) | Err(_) => Ok(Outcome::Done),
+            Ok(Event::Unmounted) | Err(_) => {
+                self.mount.finish(&self.runtime);
+                Ok(Outcome::Done)
+            }
             Ok(Event::Signal(signal)) => {
                 log::info!("signal {signal}: unmounting");
                 let ended = self.mount.end(&self.runtime);

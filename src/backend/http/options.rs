@@ -1,8 +1,10 @@
 //! The source's URL: `http[s]://host[:port][/path][?ca=FILE&cert=FILE&key=FILE]`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
+use percent_encoding::percent_decode_str;
 use reqwest::Url;
 
 /// Where a gateway is, and how to trust it.
@@ -31,7 +33,12 @@ impl HttpUrl {
             return Err("it has a fragment (#)".to_owned());
         }
         let token = base.password().or(Some(base.username()));
-        let token = token.filter(|token| !token.is_empty()).map(str::to_owned);
+        let token = token.filter(|token| !token.is_empty());
+        let decoded = token.map(|token| percent_decode_str(token).decode_utf8());
+        let token = match decoded.transpose() {
+            Ok(token) => token.map(Cow::into_owned),
+            Err(_) => return Err("its token is no UTF-8".to_owned()),
+        };
         let (mut ca, mut cert, mut key) = (None, None, None);
         for (name, value) in base.query_pairs() {
             let known = match name.as_ref() {

@@ -152,3 +152,29 @@ impl Store {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+    use crate::backend::sqlite::testing::{open, push};
+
+    #[tokio::test]
+    async fn the_removal_of_one_pipe_takes_nothing_of_the_next_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = open(&folder);
+        let [pipe, another] = ["topic", "another"].map(|name| PipeName::new(name).expect("legal"));
+        push(&store, &pipe, &["a", "b", "c"]).await;
+        // Nothing of it is left when it is removed, so the next one begins where it began.
+        store.reset(&pipe).await.expect("reset");
+        let removed = store.write(move |store, wanted| store.remove(&pipe, wanted));
+        removed.await.expect("removed");
+        push(&store, &another, &["d", "e"]).await;
+        store.sweep().await;
+        let info = store.stat(&another).await.expect("there");
+        assert_eq!(info.count, 2);
+        assert_eq!(info.last.map(|last| last.seq()), Some(2));
+        let position = push(&store, &another, &["f"]).await;
+        assert_eq!(position.seq(), 3);
+    }
+}

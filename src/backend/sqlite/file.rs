@@ -214,7 +214,12 @@ impl Disk {
         let mut info: libc::statvfs = unsafe { std::mem::zeroed() };
         // SAFETY: the path ends with NUL, and `info` outlives the call.
         if unsafe { libc::statvfs(c_path.as_ptr(), &mut info) } != 0 {
-            return Err(Error::io(context(), io::Error::last_os_error()));
+            let error = io::Error::last_os_error();
+            return Err(match error.kind() {
+                // It was there when it was opened.
+                io::ErrorKind::NotFound => Error::new(Kind::Io, context()).caused_by(error),
+                _ => Error::io(context(), error),
+            });
         }
         Ok(Disk {
             size: info.f_blocks.saturating_mul(info.f_frsize),

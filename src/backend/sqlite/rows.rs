@@ -85,16 +85,22 @@ pub(super) fn discard(connection: &Connection, slot: u64, last: u64) -> rusqlite
     )
 }
 
-/// Deletes some rows; false when there is nothing left to delete.
+/// Deletes some rows; false when there is nothing left to delete. What is behind the start of a pipe stays: one that was made
+/// in the slot meanwhile begins behind the rows that it found there, and they may have been fewer than were discarded.
 pub(super) fn sweep(connection: &Connection) -> rusqlite::Result<bool> {
     let oldest = connection
-        .query_row("SELECT rowid, slot, last FROM garbage LIMIT 1", [], |row| {
-            Ok((
-                row.get::<_, i64>(0)?,
-                row.get::<_, u64>(1)?,
-                row.get::<_, u64>(2)?,
-            ))
-        })
+        .query_row(
+            "SELECT garbage.rowid, slot, min(last, coalesce(start - 1, last))
+             FROM garbage LEFT JOIN pipe USING (slot) LIMIT 1",
+            [],
+            |row| {
+                Ok((
+                    row.get::<_, i64>(0)?,
+                    row.get::<_, u64>(1)?,
+                    row.get::<_, u64>(2)?,
+                ))
+            },
+        )
         .optional()?;
     let Some((rowid, slot, last)) = oldest else {
         return Ok(false);
