@@ -84,10 +84,36 @@ enum Trouble {
     /// The kernel had sent one write(2) in several requests; it answers a short count for a failure of a
     /// later one. The next request is refused, so that the writer learns of it.
     Untold,
+    /// The writer was told with a piece that begins within the line. Buffers that write such a piece again (stdio, Python) mean
+    /// no other one: of that the rest of the line is passed over.
+    Told(Piece),
     /// The line goes on: what comes up to its end is refused.
     Within,
     /// There is no telling where the next message starts.
     Lost,
+}
+
+/// What a piece is known again by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    bytes: usize,
+    checksum: u32,
+}
+
+impl Piece {
+    fn of(piece: &[u8]) -> Self {
+        Piece {
+            bytes: piece.len(),
+            checksum: crc32fast::hash(piece),
+        }
+    }
+
+    /// Whether it is what `piece` begins with: more may have been written since.
+    fn begins(self, piece: &[u8]) -> bool {
+        piece
+            .get(..self.bytes)
+            .is_some_and(|begin| Piece::of(begin) == self)
+    }
 }
 
 /// What a piece of the stream holds; [`Decoder::accept`] takes it over once the messages are stored.
@@ -119,16 +145,20 @@ impl Decoder {
 
     /// Finds the messages that end in `piece`. Changes nothing yet.
     pub fn decode(&self, piece: &Bytes) -> Decoded {
-        if self.trouble != Trouble::None {
-            return Decoded {
-                messages: Vec::new(),
-                whole: 0,
-                refused: Some(self.too_long()),
-            };
-        }
+        let again = match self.trouble {
+            Trouble::None => false,
+            Trouble::Told(told) => told.begins(piece),
+            Trouble::Untold | Trouble::Within | Trouble::Lost => {
+                return Decoded {
+                    messages: Vec::new(),
+                    whole: 0,
+                    refused: Some(self.too_long()),
+                };
+            }
+        };
         match self.frame {
-            Frame::Line => self.delimited(piece, b'\n'),
-            Frame::Nul => self.delimited(piece, b'\0'),
+            Frame::Line => self.delimited(piece, b'\n', again),
+            Frame::Nul => self.delimited(piece, b'\0', again),
             Frame::Len => self.counted(piece),
             Frame::File => {
                 let fits = self.partial.len() + piece.len() <= self.limit;
@@ -141,13 +171,24 @@ impl Decoder {
         }
     }
 
-    fn delimited(&self, piece: &Bytes, end: u8) -> Decoded {
+    /// `within` says that the piece begins within a message that is dropped.
+    fn delimited(&self, piece: &Bytes, end: u8, within: bool) -> Decoded {
         let mut decoded = Decoded {
             messages: Vec::new(),
             whole: 0,
             refused: None,
         };
-        for at in memchr::memchr_iter(end, piece) {
+        let mut ends = memchr::memchr_iter(end, piece);
+        if within {
+            match ends.next() {
+                Some(at) => decoded.whole = at + 1,
+                None => {
+                    decoded.refused = Some(self.too_long());
+                    return decoded;
+                }
+            }
+        }
+        for at in ends {
             let part = piece.slice(decoded.whole..at);
             let message = if decoded.messages.is_empty() {
                 self.with_partial(part)
@@ -226,12 +267,17 @@ impl Decoder {
         if decoded.whole > 0 {
             self.partial.clear();
         }
+        let begins_within = !self.partial.is_empty() || self.trouble != Trouble::None;
         match decoded.refused {
             None => {
+                self.trouble = Trouble::None;
                 self.partial.extend_from_slice(&piece[decoded.whole..]);
                 Ok(piece.len())
             }
-            Some(_) if decoded.whole > 0 => Ok(decoded.whole),
+            Some(_) if decoded.whole > 0 => {
+                self.trouble = Trouble::None;
+                Ok(decoded.whole)
+            }
             Some(error) => {
                 self.partial = BytesMut::new();
                 // Of a write(2) that is longer than a request, what would have followed is not known.
@@ -241,6 +287,7 @@ impl Decoder {
                     Frame::Line if !ends(b'\n') => Trouble::Within,
                     Frame::Nul if !ends(b'\0') => Trouble::Within,
                     Frame::Line | Frame::Nul if continued => Trouble::Untold,
+                    Frame::Line | Frame::Nul if begins_within => Trouble::Told(Piece::of(piece)),
                     Frame::Line | Frame::Nul => Trouble::None,
                 };
                 Err(error)

@@ -277,6 +277,26 @@ fn a_file_left_open_does_not_disturb_the_next_mount() {
     }
 }
 
+/// A daemon that ends takes its own mount off, and nothing else.
+#[test]
+fn a_daemon_that_ends_takes_nothing_off_but_its_own_mount() {
+    let store = Store::new();
+    let lazily = |mount: &Mount| {
+        let done = finish(Command::new("umount").arg("--lazy").arg(mount.dir()));
+        assert!(done.status.success(), "{done:?}");
+    };
+    let mut old = Mount::new(&store.url(), &[]);
+    old.out("touch topic");
+    let mut holder = old.spawn("exec 3> topic; printf unfinished >&3; echo open; exec sleep 1000");
+    assert_eq!(holder.line(), "open");
+    lazily(&old);
+    let new = old.again(&store.url(), &[]);
+    old.signal(libc::SIGTERM);
+    assert_eq!(old.wait().code(), Some(0), "{}", old.log());
+    assert!(new.is_live());
+    assert_eq!(new.out("cat topic"), "unfinished\n");
+}
+
 /// Unmounting from outside, by umount(8), ends the daemon with exit code 0.
 #[test]
 fn umount_ends_the_daemon() {

@@ -753,6 +753,147 @@ fn who_may_not_write_is_told_so() {
     assert_eq!(read, "one\nEACCES\n", "{}", mount.log());
 }
 
+/// What is stored without a note of it would be stored again by who writes it again.
+#[test]
+fn a_right_that_is_missing_within_a_push_stores_nothing() {
+    let (services, server) = start(&[]);
+    cli(
+        &server,
+        "redis ACL SETUSER pipes on '>word' '~*' '&*' +@all",
+    );
+    let source = services.url().replace("://", "://pipes:word@");
+    let mount = Mount::new(&source, &[]);
+    mount.out("echo one > topic; seq 500 > topic; echo two > topic");
+    let mut writer = mount.spawn_python(
+        "
+        import signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        fd = os.open('topic', os.O_WRONLY)
+        print('open', flush=True)
+        while True:
+            signal.sigwait([signal.SIGUSR1])
+            print(*[why(os.write, fd, text) for text in (b'three\\n', b'four\\n' * 500)], flush=True)
+        ",
+    );
+    assert_eq!(writer.line(), "open");
+    for (right, said) in [("-hset", "EACCES EACCES"), ("+hset", "ok ok")] {
+        cli(&server, &format!("redis ACL SETUSER pipes {right}"));
+        writer.signal(libc::SIGUSR1);
+        assert_eq!(writer.line(), said, "{}", mount.log());
+    }
+    assert_eq!(mount.out("wc -l < topic"), "1003\n");
+}
+
+/// Also where whoever asks stops waiting before it is known that nothing comes.
+#[test]
+fn a_server_that_hangs_is_given_up_by_short_tries_as_well() {
+    let services = Services::start(&["redis-sentinel"]);
+    let [master, replica] = ["redis-master", "redis-replica"].map(|name| services.named(name));
+    let ports = format!("127.0.0.1:{},127.0.0.1:{}", master.port, replica.port);
+    let mount = Mount::new(&format!("redis://{ports}/"), &["--timeout", "3s"]);
+    mount.out("echo one > topic");
+    wait_for("the replica", || {
+        (cli(&replica, "redis XLEN dnpipes:topic") == "1\n").then_some(())
+    });
+    services.tell("stop", "redis-master");
+    cli(&replica, "redis REPLICAOF NO ONE");
+    wait_for("a push to the other one", || {
+        mount.sh("echo two > topic").status.success().then_some(())
+    });
+    assert_eq!(mount.out("tail -n 1 topic"), "two\n");
+}
+
+/// Two ends of one open file: the line before the first close is not the one behind it.
+#[test]
+fn what_is_written_behind_a_close_that_was_interrupted_is_pushed() {
+    let (services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    let mut writer = mount.spawn_python(
+        "
+        import signal
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        fd = os.open('topic', os.O_WRONLY | os.O_CREAT)
+        os.write(fd, b'first\\n')
+        os.write(fd, b'before')
+        copy = os.dup(fd)
+        print('open', flush=True)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+        signal.sigwait([signal.SIGUSR2])
+        print(why(os.close, copy), flush=True)
+        signal.sigwait([signal.SIGUSR2])
+        os.write(fd, b'behind')
+        os.close(fd)
+        ",
+    );
+    assert_eq!(writer.line(), "open");
+    services.tell("stop", &server.name);
+    writer.signal(libc::SIGUSR2);
+    writer.wait_until_blocked();
+    writer.signal(libc::SIGUSR1);
+    assert_eq!(writer.line(), "EINTR");
+    services.tell("cont", &server.name);
+    wait_for("the first line", || {
+        (mount.out("cat topic@snapshot") == "first\nbefore\n").then_some(())
+    });
+    writer.signal(libc::SIGUSR2);
+    assert!(writer.finish().status.success());
+    assert_eq!(mount.out("cat topic"), "first\nbefore\nbehind\n");
+}
+
+/// Whoever unmounts need not know that a writer was killed in its line's midst.
+#[test]
+fn an_unmounted_daemon_pushes_the_lines_of_killed_writers() {
+    let (services, server) = start(&[]);
+    let mut mount = Mount::new(&server.url, &[]);
+    let mut writer = mount.spawn_python(
+        "
+        import signal
+        fd = os.open('topic', os.O_WRONLY | os.O_CREAT)
+        os.write(fd, b'unfinished')
+        print('open', flush=True)
+        signal.pause()
+        ",
+    );
+    assert_eq!(writer.line(), "open");
+    services.tell("kill", &server.name);
+    drop(writer);
+    wait_for("a try to push it", || {
+        mount.log().contains("pushing to topic").then_some(())
+    });
+    let done = finish(Command::new("umount").arg(mount.dir()));
+    assert!(done.status.success(), "{done:?}");
+    services.tell("start", &server.name);
+    assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
+    assert_eq!(
+        cli(&server, "redis XRANGE dnpipes:topic - + | tail -n 1"),
+        "unfinished\n"
+    );
+}
+
+/// A pipe that cannot be looked at concerns its own readers.
+#[test]
+fn resets_are_heard_of_although_one_pipe_cannot_be_looked_at() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    mount.out("echo one > good; echo one > bad");
+    let mut holder = mount
+        .spawn("exec 3< good@follow 4< bad@follow; head -n 1 <&3; head -n 1 <&4; exec sleep 1000");
+    for _ in ["good", "bad"] {
+        assert_eq!(holder.line(), "one");
+    }
+    cli(
+        &server,
+        "redis DEL dnpipes:bad; redis SET dnpipes:bad text; redis CLIENT KILL TYPE pubsub",
+    );
+    // Not for a moment only.
+    let mut in_a_row = 0;
+    wait_for("ears", || {
+        let there = cli(&server, "redis PUBSUB NUMSUB dnpipes-resets-0 | tail -n 1");
+        in_a_row = if there == "1\n" { in_a_row + 1 } else { 0 };
+        (in_a_row == 30).then_some(())
+    });
+}
+
 #[test]
 fn a_server_with_all_clients_it_takes_is_waited_for_and_named() {
     let (_services, server) = start(&[]);

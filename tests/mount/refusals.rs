@@ -425,6 +425,71 @@ fn a_refused_file_gets_no_company() {
     assert_eq!(names, [file]);
 }
 
+/// The files beside a store are named after its path: by another one it would be another store, and both be damaged.
+#[test]
+fn a_store_that_has_two_paths_is_refused() {
+    let place = Place::new();
+    let folder = place.path("one");
+    let other = place.path("other");
+    for folder in [&folder, &other] {
+        fs::create_dir(folder).expect("a folder");
+    }
+    let [file, bound, link] = [&folder, &other, &folder]
+        .map(|folder| folder.join("pipes.db"))
+        .map(|path| path.display().to_string());
+    let link = format!("{link}-2");
+    let source = format!("sqlite:{file}");
+    let push = |source: &str| {
+        let mut push = Command::new(DNPIPES);
+        finish(push.args(["push", "--source", source, "topic", "message"]))
+    };
+    assert!(push(&source).status.success());
+    fs::write(&bound, "").expect("a file");
+    let bind = finish(Command::new("mount").args(["--bind", &file, &bound]));
+    assert!(bind.status.success(), "{bind:?}");
+    let said = place.refused_source(1, &format!("sqlite:{bound}"));
+    let unbind = finish(Command::new("umount").arg(&bound));
+    assert!(unbind.status.success(), "{unbind:?}");
+    assert!(said.contains("mount the directory"), "{said}");
+    fs::hard_link(&file, &link).expect("a link");
+    for path in [&link, &file] {
+        let said = place.refused_source(1, &format!("sqlite:{path}"));
+        assert!(said.contains("hard link"), "{said}");
+    }
+    fs::remove_file(&link).expect("no link");
+    assert!(push(&source).status.success());
+}
+
+/// A mount that was moved is taken off where it is; one above it is left, and said.
+#[test]
+fn a_mount_that_was_moved_is_taken_off_where_it_is() {
+    let place = Place::new();
+    fs::create_dir(place.path("there")).expect("a folder");
+    let output = place.in_private(
+        r#"
+        start() {
+            $T/dnpipes mount memory: $T/mnt & p=$!
+            until mountpoint -q $T/mnt; do sleep 0.05; done
+        }
+        start
+        mount --move $T/mnt $T/there
+        kill $p; wait $p; echo $?
+        mountpoint -q $T/there || echo free
+        start
+        mount -t tmpfs tmpfs $T/mnt
+        kill $p; wait $p || echo $?
+        mountpoint -q $T/mnt && echo stays
+        "#,
+    );
+    let [said, complaint] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert_eq!(said, "0\nfree\n1\nstays\n", "{complaint}");
+    assert!(
+        complaint.contains("something else was mounted"),
+        "{complaint}"
+    );
+}
+
 /// An empty file is a store to be.
 #[test]
 fn an_empty_file_becomes_a_store() {

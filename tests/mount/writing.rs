@@ -371,6 +371,50 @@ fn a_shells_line_over_the_limit_pushes_no_fragment() {
     assert!(wrong.is_empty(), "fragments were pushed: {wrong:#?}");
 }
 
+/// Buffers that could not be written are written again at the close: that is no line of its own.
+#[test]
+fn a_buffers_line_over_the_limit_pushes_no_fragment() {
+    let mount = Mount::memory(&["--max-message-size", "2MiB"]);
+    for over in [1, 100, 5001, 100_000, 500_000] {
+        for mode in ["w", "a"] {
+            mount.out("truncate -s 0 T || touch T");
+            let said = mount.python(&format!(
+                r#"
+                try:
+                    with open('T', '{mode}') as file:
+                        file.write('first\n' + 'z' * ((2 << 20) + {over}) + '\nnext\n')
+                except OSError as error:
+                    print(errno.errorcode[error.errno])
+                "#
+            ));
+            assert_eq!(said, "EMSGSIZE\n", "{over} {mode}");
+            let lines = mount.lines("T");
+            let short = lines.iter().all(|line| line == "first" || line == "next");
+            assert!(short && lines[0] == "first", "{over} {mode}: {lines:?}");
+        }
+    }
+    let output = mount.sh(
+        "LC_ALL=C awk 'BEGIN { for (i = 0; i < 2100000; i++) printf \"z\" > \"T2\"; print \"\" > \"T2\"; print \"next\" > \"T2\" }'",
+    );
+    let lines: Vec<usize> = mount.lines("T2").iter().map(String::len).collect();
+    assert!(
+        lines.iter().all(|length| *length == 4),
+        "{lines:?} {output:?}"
+    );
+}
+
+/// What is appended behind a line over the limit is pushed.
+#[test]
+fn a_line_behind_one_over_the_limit_is_pushed_also_by_appending() {
+    let mount = Mount::memory(&["--max-message-size", "10"]);
+    for into in [">", ">>"] {
+        let script = format!("{{ echo a; echo 0123456789ABC; echo b; echo c; }} {into} T");
+        let output = mount.sh(&script);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(mount.out("cat T; truncate -s 0 T"), "a\nb\nc\n", "{into}");
+    }
+}
+
 /// `nul`: each NUL ends a message, by selector and by `--frame`; the last one may do without.
 #[test]
 fn the_nul_frame() {

@@ -11,6 +11,10 @@
 if not (redis.acl_check_cmd('MULTI') and redis.acl_check_cmd('EXEC')) then
     return redis.error_reply('NOPERM no transactions')
 end
+-- Nor would what is stored be noted; the script of other pushes says so.
+if not redis.acl_check_cmd('HSET', KEYS[2], '.count', '') then
+    return redis.error_reply('NOPERM no HSET')
+end
 local stream, known = KEYS[1], KEYS[2]
 local before = before_push(known, ARGV[1])
 local known_id = stored(before, KEYS[3], ARGV[1], ARGV[2])

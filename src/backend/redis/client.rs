@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
@@ -35,32 +35,72 @@ const SCAN: usize = 1000;
 /// A connection that is made when it is needed, and again when it broke.
 #[derive(Default)]
 pub(super) struct Lane {
-    /// The newest one's number, and itself unless it broke.
-    link: Mutex<(u64, Option<Link>)>,
+    current: Mutex<Current>,
     /// Held by the one that connects.
     connecting: tokio::sync::Mutex<()>,
 }
 
+#[derive(Default)]
+struct Current {
+    /// How many connections there were.
+    generation: u64,
+    /// The newest one, unless it broke.
+    link: Option<Link>,
+    /// Since when nothing is answered on it, although something was asked.
+    silent_since: Option<Instant>,
+}
+
 impl Lane {
-    fn current(&self) -> MutexGuard<'_, (u64, Option<Link>)> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn usable(&self) -> Option<(u64, Link)> {
         let current = self.current();
-        Some((current.0, current.1.clone()?))
+        Some((current.generation, current.link.clone()?))
+    }
+
+    /// Whether the connection is silent for too long; those who asked may have stopped waiting before that.
+    fn is_silent(&self) -> bool {
+        let current = self.current();
+        let since = current.silent_since.filter(|_| current.link.is_some());
+        since.is_some_and(|since| since.elapsed() > ANSWER)
+    }
+
+    fn take(&self, link: Link) -> u64 {
+        let mut current = self.current();
+        *current = Current {
+            generation: current.generation + 1,
+            link: Some(link),
+            silent_since: None,
+        };
+        current.generation
     }
 
     /// Has the next request connect anew.
     fn renew(&self) {
-        self.current().1 = None;
+        self.current().link = None;
     }
 
     /// Has the next request connect anew, unless that was done since.
     fn forget(&self, generation: u64) {
         let mut current = self.current();
-        if current.0 == generation {
-            current.1 = None;
+        if current.generation == generation {
+            current.link = None;
+        }
+    }
+
+    fn is_asked(&self, generation: u64) {
+        let mut current = self.current();
+        if current.generation == generation {
+            current.silent_since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn has_answered(&self, generation: u64) {
+        let mut current = self.current();
+        if current.generation == generation {
+            current.silent_since = None;
         }
     }
 }
@@ -128,6 +168,9 @@ impl Client {
 
     /// The lane's connection; another one if it broke.
     async fn link(self: &Arc<Self>, lane: &Arc<Lane>) -> Result<(u64, Link)> {
+        if lane.is_silent() {
+            self.renew();
+        }
         if let Some(usable) = lane.usable() {
             return Ok(usable);
         }
@@ -137,11 +180,15 @@ impl Client {
 
     /// Has whoever asks next connect anew: to another server.
     pub(super) fn connect_anew(&self) {
+        self.renew();
+        self.failovers.send_modify(|count| *count += 1);
+    }
+
+    fn renew(&self) {
         self.connector.forget_server();
         for lane in [&self.commands, &self.fetches, &self.copies] {
             lane.renew();
         }
-        self.failovers.send_modify(|count| *count += 1);
     }
 
     async fn connect(&self, lane: &Lane) -> Result<(u64, Link)> {
@@ -149,12 +196,20 @@ impl Client {
         if let Some(usable) = lane.usable() {
             return Ok(usable);
         }
+        let failovers = *self.failovers.borrow();
         let mut link = self.connector.connect(None).await?;
         let check = async || within("asking for its settings", self.check(&mut link)).await?;
         self.checked.get_or_try_init(check).await?;
-        let mut current = lane.current();
-        *current = (current.0 + 1, Some(link.clone()));
-        Ok((current.0, link))
+        let generation = lane.take(link.clone());
+        if *self.failovers.borrow() != failovers {
+            // It may be to the old one.
+            lane.renew();
+            let why = format!("connecting to {}", self.url);
+            return Err(
+                Error::new(Kind::Unreachable, why).caused_by("another server is the master")
+            );
+        }
+        Ok((generation, link))
     }
 
     /// Looks at the settings that decide on what is kept.
@@ -285,7 +340,11 @@ impl Client {
     ) -> Result<Result<Value, RedisError>> {
         let (generation, mut link) = self.link(lane).await?;
         let patience = patience(bytes);
+        lane.is_asked(generation);
         let answer = tokio::time::timeout(patience, ask(&mut link)).await;
+        if answer.is_ok() {
+            lane.has_answered(generation);
+        }
         let broken = match &answer {
             Err(_) => true,
             Ok(Err(error)) => is_broken(error),

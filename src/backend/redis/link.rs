@@ -472,6 +472,8 @@ fn by_text(error: &RedisError) -> Kind {
         {
             Kind::Denied
         }
+        // Longer than its proto-max-bulk-len.
+        Some("ERR") if error.to_string().contains("invalid bulk length") => Kind::TooLong,
         Some("BUSY" | "NOREPLICAS" | "UNBLOCKED") => Kind::Unreachable,
         Some("WRONGTYPE") => Kind::Damaged,
         _ => Kind::Io,

@@ -4,6 +4,10 @@
 -- Returns the id of the push's last message.
 
 local stream, known, earlier, producer = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+-- Rights may be taken away at any time. What is stored without a note of it would be stored again.
+if not redis.acl_check_cmd('HSET', known, '.count', '') then
+    return redis.error_reply('NOPERM no HSET')
+end
 if KEYS[4] ~= known then
     touch(KEYS[4])
 end

@@ -288,9 +288,10 @@ pub(super) fn extend_log(path: &Path, wanted: u64) -> Result<Option<File>> {
 /// Whether the file is a store already, or empty yet. Another program's file is left as it is.
 ///
 /// # Errors
-/// `Damaged` and `Unsupported` for what is neither.
+/// `Damaged` and `Unsupported` for what is neither, and for a file that has another name.
 pub(super) fn is_store(path: &Path) -> Result<bool> {
     let context = || format!("opening the store {}", path.display());
+    check_name(path)?;
     if fs::metadata(path).is_ok_and(|meta| meta.len() == 0) {
         return Ok(false);
     }
@@ -303,6 +304,33 @@ pub(super) fn is_store(path: &Path) -> Result<bool> {
     } else {
         Err(found.refusal(path))
     }
+}
+
+/// Refuses a file that others may reach by another path: the files beside it are named after the path, and who has others
+/// knows nothing of what the first ones write (sqlite.org/howtocorrupt.html, 2.5).
+fn check_name(path: &Path) -> Result<()> {
+    let context = || format!("looking at the store {}", path.display());
+    let c_path = c_path(path, context)?;
+    // SAFETY: `statx` is plain data, for which all zeros is a valid value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends with NUL, and `found` outlives the call.
+    let looked = unsafe {
+        let at = libc::AT_FDCWD;
+        libc::statx(at, c_path.as_ptr(), 0, libc::STATX_NLINK, &mut found)
+    };
+    let why = match looked {
+        0 if found.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0 => {
+            "the file itself is mounted there; mount the directory that it is in"
+        }
+        0 if found.stx_nlink > 1 => "the file has another name (a hard link)",
+        0 => return Ok(()),
+        _ => return Err(Error::io(context(), io::Error::last_os_error())),
+    };
+    let why = format!(
+        "{}: {why}: two paths to one store damage it",
+        path.display()
+    );
+    Err(Error::new(Kind::Unsupported, why))
 }
 
 fn open(path: &Path) -> rusqlite::Result<Connection> {
