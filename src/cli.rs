@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{FalseyValueParser, TypedValueParser};
+use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
@@ -59,6 +59,39 @@ pub struct SourceArgs {
     pub source: Option<BackendUrl>,
 }
 
+impl Cli {
+    /// The program's arguments; ends the program for what they make impossible, and after help.
+    pub fn of_this_program() -> Self {
+        Cli::try_parse().unwrap_or_else(|refusal| {
+            let said = refusal.to_string();
+            let shown = hidden(&said);
+            if shown != said {
+                // A source in another argument's place.
+                eprint!("{shown}");
+                std::process::exit(refusal.exit_code());
+            }
+            refusal.exit()
+        })
+    }
+}
+
+/// A text without what may be secret in its URLs.
+fn hidden(text: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once("://") {
+        let end = behind.find(char::is_whitespace).unwrap_or(behind.len());
+        let (url, more) = behind.split_at(end);
+        let url = match url.contains(['@', ':']) && !url.starts_with("…@") {
+            true => format!("…{}", &url[url.trim_end_matches(['\'', '"']).len()..]),
+            false => url.to_owned(),
+        };
+        shown += &format!("{before}://{url}");
+        rest = more;
+    }
+    shown + rest
+}
+
 /// Takes a source's URL. What clap says by itself of a value that is refused shows the value, and with it a password.
 #[derive(Clone)]
 struct SourceParser;
@@ -97,7 +130,7 @@ pub struct MountArgs {
     #[allow(missing_docs)]
     pub place: PlaceArgs,
     /// Go to the background; returns once the mount answers.
-    #[arg(long, env = "DNPIPES_DAEMON", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "DNPIPES_DAEMON", value_parser = switch)]
     pub daemon: bool,
     /// What a read does at the end of the log: drain, follow or snapshot.
     #[arg(long, default_value = "drain", env = "DNPIPES_MODE")]
@@ -112,13 +145,13 @@ pub struct MountArgs {
     #[arg(long, value_name = "SIZE", default_value = "16MiB", env = "DNPIPES_MAX_MESSAGE_SIZE", value_parser = size)]
     pub max_message_size: usize,
     /// Let rm remove a pipe, for everyone.
-    #[arg(long, env = "DNPIPES_ALLOW_DELETE", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "DNPIPES_ALLOW_DELETE", value_parser = switch)]
     pub allow_delete: bool,
     /// Refuse pushes, resets and new pipes.
-    #[arg(long, env = "DNPIPES_READ_ONLY", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "DNPIPES_READ_ONLY", value_parser = switch)]
     pub read_only: bool,
     /// Let other users use the mount, as far as the files' permissions let them.
-    #[arg(long, env = "DNPIPES_ALLOW_OTHER", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "DNPIPES_ALLOW_OTHER", value_parser = switch)]
     pub allow_other: bool,
     /// Owner of the files, as a number. Default: who mounts.
     #[arg(long, env = "DNPIPES_UID", value_parser = id)]
@@ -179,7 +212,7 @@ pub struct ServeArgs {
     )]
     pub tls_client_ca: Option<PathBuf>,
     /// Let everybody in who can reach the address.
-    #[arg(long, env = "DNPIPES_INSECURE", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "DNPIPES_INSECURE", value_parser = switch)]
     pub insecure: bool,
     /// Connections at a time; more wait.
     #[arg(long, value_name = "N", default_value = "1024", env = "DNPIPES_MAX_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=65536))]
@@ -346,6 +379,15 @@ fn size(text: &str) -> Result<usize> {
     }
 }
 
+/// Whether an option is on, as its variable says; an empty one says nothing.
+fn switch(text: &str) -> Result<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err(invalid(text, "yes or no")),
+    }
+}
+
 /// A user's or a group's number.
 fn id(text: &str) -> Result<u32> {
     text.parse()
@@ -435,6 +477,30 @@ mod tests {
         match Cli::try_parse_from(args).expect("legal").command {
             Command::Mount(args) => *args,
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_may_be_a_secret_is_not_shown() {
+        let said = "error: 'redis://u:pa@ss@host/' is none: \"redis://u:pa\"; http://host/a or redis://…@host/";
+        let shown = "error: 'redis://…' is none: \"redis://…\"; http://host/a or redis://…@host/";
+        assert_eq!(hidden(said), shown);
+        assert_eq!(hidden("no URL @ all"), "no URL @ all");
+    }
+
+    #[test]
+    fn a_switch_is_on_or_off_and_nothing_between() {
+        for (text, on) in [
+            ("", false),
+            ("off", false),
+            ("0", false),
+            ("Yes", true),
+            ("1", true),
+        ] {
+            assert_eq!(switch(text).expect("clear"), on, "{text}");
+        }
+        for text in ["maybe", "disabled", " ", "2"] {
+            switch(text).expect_err("unclear");
         }
     }
 

@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use dnpipes::cli::Cli;
 use dnpipes::run::{Outcome, logging, run};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::of_this_program();
     settle();
     let outcome = logging::start().and_then(|()| run(cli.command));
     match outcome {

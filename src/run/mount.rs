@@ -136,35 +136,38 @@ impl Running {
         }
         super::logging::never_wait();
         tell_ready();
-        let outcome = match self.events.recv() {
+        let (outcome, has_ended) = match self.events.recv() {
             Ok(Event::Unmounted) | Err(_) => {
                 self.mount.finish(&self.runtime);
-                Ok(Outcome::Done)
+                (Ok(Outcome::Done), true)
             }
             Ok(Event::Signal(signal)) => {
                 log::info!("signal {signal}: unmounting");
                 let ended = self.mount.end(&self.runtime);
-                self.wait_for_open_files();
-                ended.map(|()| Outcome::Done)
+                (ended.map(|()| Outcome::Done), self.wait_for_open_files())
             }
         };
-        // What still waits for a backend must not keep the program from ending.
-        if let Some(runtime) = Arc::into_inner(self.runtime) {
+        if !has_ended {
+            // Threads go on answering, to the very end; they need it.
+            std::mem::forget(self.runtime);
+        } else if let Some(runtime) = Arc::into_inner(self.runtime) {
+            // What still waits for a backend must not keep the program from ending.
             runtime.shutdown_background();
         }
         outcome
     }
 
-    /// The kernel ends the session once the last file is closed.
-    fn wait_for_open_files(&self) {
+    /// The kernel ends the session once the last file is closed; whether it has.
+    fn wait_for_open_files(&self) -> bool {
         while let Ok(event) = self.events.recv_timeout(GRACE) {
             if matches!(event, Event::Unmounted) {
-                return;
+                return true;
             }
         }
         if self.mount.in_use() {
             log::warn!("leaving files that are still open; their next use fails with ENOTCONN");
         }
+        false
     }
 }
 
