@@ -83,7 +83,10 @@ fn hidden(text: &str) -> String {
         let end = behind.find(char::is_whitespace).unwrap_or(behind.len());
         let (url, more) = behind.split_at(end);
         let url = match url.contains(['@', ':']) && !url.starts_with("…@") {
-            true => format!("…{}", &url[url.trim_end_matches(['\'', '"']).len()..]),
+            true => format!(
+                "…{}",
+                &url[url.trim_end_matches(['\'', '"', ';', ':', ',']).len()..]
+            ),
             false => url.to_owned(),
         };
         shown += &format!("{before}://{url}");
