@@ -1,14 +1,17 @@
 //! Hearing of others' resets while somebody reads: for backends whose server tells of them over a connection.
 
+use std::collections::HashSet;
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Fut;
 use super::floor::Floors;
 use crate::error::{Kind, Result};
+use crate::message::Position;
 use crate::name::PipeName;
 
 /// The pause before it is listened again; it doubles up to [`LONGEST`].
@@ -29,6 +32,42 @@ pub(super) trait Ear: Send + Sync + 'static {
 
     /// Looks where `pipe` starts, and raises its floor.
     fn look_at(self: Arc<Self>, pipe: PipeName) -> Fut<'static, ()>;
+}
+
+/// Pipes of which a reset was told. Whoever may tell of one need not be somebody who may reset, so the server is asked.
+#[derive(Default)]
+pub(super) struct Hints {
+    pipes: Mutex<HashSet<PipeName>>,
+    told: Notify,
+}
+
+impl Hints {
+    /// Notes a word that `pipe` starts at `floor` now; to no end where nobody here reads it.
+    pub(super) fn note(&self, floors: &Floors, pipe: PipeName, floor: Position) {
+        if floors.lack(&pipe, floor) {
+            let mut pipes = self.pipes.lock().unwrap_or_else(PoisonError::into_inner);
+            pipes.insert(pipe);
+            self.told.notify_one();
+        }
+    }
+
+    fn take(&self) -> HashSet<PipeName> {
+        let mut pipes = self.pipes.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *pipes)
+    }
+
+    /// Looks at what is noted, as long as the client is there and the server can be asked.
+    pub(super) async fn follow<E: Ear>(&self, client: &Weak<E>) {
+        loop {
+            self.told.notified().await;
+            for pipe in self.take() {
+                let Some(ear) = client.upgrade() else { return };
+                if look(&ear, pipe).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
 }
 
 /// Has the readers of `client` hear of resets from now on, as long as it is there, also after its connection broke.
@@ -60,12 +99,19 @@ async fn hear<E: Ear>(client: Weak<E>) {
 async fn listen<E: Ear>(ear: Arc<E>) -> Result<Hearing> {
     let hearing = Arc::clone(&ear).listen().await?;
     for pipe in ear.floors().pipes() {
-        match Arc::clone(&ear).look_at(pipe.clone()).await {
-            Err(error) if error.kind() == Kind::Unreachable => return Err(error),
-            // Its readers are told; those of the others must hear.
-            Err(error) => log::debug!("{pipe}: {error}"),
-            Ok(()) => {}
-        }
+        look(&ear, pipe).await?;
     }
     Ok(hearing)
+}
+
+async fn look<E: Ear>(ear: &Arc<E>, pipe: PipeName) -> Result<()> {
+    match Arc::clone(ear).look_at(pipe.clone()).await {
+        Err(error) if error.kind() == Kind::Unreachable => Err(error),
+        // Its readers are told; those of the others must hear.
+        Err(error) => {
+            log::debug!("{pipe}: {error}");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }

@@ -71,6 +71,13 @@ impl Floors {
         floor
     }
 
+    /// Whether somebody here reads `pipe` and does not know yet that it starts at `floor`.
+    pub(super) fn lack(&self, pipe: &PipeName, floor: Position) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = known.get(pipe).and_then(Weak::upgrade);
+        read.is_some_and(|known| known.position() < floor)
+    }
+
     /// The pipes that are being read.
     pub(super) fn pipes(&self) -> Vec<PipeName> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

@@ -870,6 +870,21 @@ fn an_unmounted_daemon_pushes_the_lines_of_killed_writers() {
     );
 }
 
+/// Whoever may publish there need not be one who may reset.
+#[test]
+fn a_made_up_word_of_a_reset_hides_nothing() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    mount.out("echo one > topic");
+    let mut reader = mount.spawn("exec cat topic@follow");
+    assert_eq!(reader.line(), "one");
+    let tell = "redis PUBLISH dnpipes-resets-0 '99999999999999-0 dnpipes:topic'";
+    wait_for("ears", || (cli(&server, tell) == "1\n").then_some(()));
+    mount.out("echo two > topic");
+    assert_eq!(reader.line(), "two");
+    assert_eq!(mount.out("cat topic"), "one\ntwo\n");
+}
+
 /// A pipe that cannot be looked at concerns its own readers.
 #[test]
 fn resets_are_heard_of_although_one_pipe_cannot_be_looked_at() {

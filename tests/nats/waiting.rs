@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use dnpipes::backend::{Backend, Limit, Start};
 
 use crate::services::Services;
-use crate::{client, name, push};
+use crate::{Other, client, name, push};
 
 const NEXT: Limit = Limit {
     max_bytes: 1 << 20,
@@ -36,6 +36,29 @@ async fn a_waiting_reader_goes_on_at_once_in_a_pipe_that_others_made_again() {
             assert!(waiting.await.is_err());
             other.remove(&pipe).await.expect("removed");
         }
+    }
+}
+
+/// Whoever may publish there need not be one who may reset.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_made_up_word_of_a_reset_hides_nothing() {
+    let services = Services::start(&["nats"]);
+    let (reader, other) = (client(&services.url()), Other::new(&services).await);
+    let pipe = name("topic");
+    let last = push(&reader, "topic", &["one"]).await.expect("stored");
+    let mut source = reader
+        .subscribe(&pipe, Start::Oldest)
+        .await
+        .expect("a source");
+    assert_eq!(source.next(NEXT).await.expect("one")[0].data, "one");
+    for _ in 0..20 {
+        let told = format!("{}-99 dnpipes-topic", last.epoch() + 1);
+        let told = other.0.publish("dnpipes.resets", told.into()).await;
+        told.expect("published");
+        other.0.flush().await.expect("sent");
+        push(&reader, "topic", &["two"]).await.expect("stored");
+        let next = tokio::time::timeout(Duration::from_secs(10), source.next(NEXT)).await;
+        assert_eq!(next.expect("in time").expect("two")[0].data, "two");
     }
 }
 

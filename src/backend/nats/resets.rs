@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use super::link::Link;
 use super::{Shared, lock};
 use crate::backend::Fut;
-use crate::backend::ear::{Ear, Hearing};
+use crate::backend::ear::{Ear, Hearing, Hints};
 use crate::backend::floor::Floors;
 use crate::error::{Error, Result};
 use crate::message::Position;
@@ -35,13 +35,13 @@ impl Shared {
         Ok(())
     }
 
-    fn hear(&self, told: &[u8]) {
+    fn hear(&self, told: &[u8], hints: &Hints) {
         if let Ok(told) = str::from_utf8(told)
             && let Some((floor, stream)) = told.split_once(' ')
             && let Ok(floor) = floor.parse()
             && let Some(pipe) = self.url.naming.pipe(stream)
         {
-            self.floors.of(&pipe).raise(floor);
+            hints.note(&self.floors, pipe, floor);
         }
     }
 
@@ -69,8 +69,11 @@ impl Ear for Shared {
             let hearing = async move {
                 let mut refused = Box::pin(async move { refusals.of(SUBJECT).await });
                 let mut is_refused = false;
+                let hints = Hints::default();
+                let mut followed = Box::pin(hints.follow(&shared));
                 loop {
                     let message = tokio::select! {
+                        () = &mut followed => return,
                         message = told.next() => message,
                         why = &mut refused, if !is_refused => {
                             is_refused = true;
@@ -83,7 +86,7 @@ impl Ear for Shared {
                     let (Some(message), Some(shared)) = (message, shared.upgrade()) else {
                         return;
                     };
-                    shared.hear(&message.payload);
+                    shared.hear(&message.payload, &hints);
                 }
             };
             Ok(Box::pin(hearing) as Hearing)

@@ -11,13 +11,14 @@ use super::entry::{position, text};
 use super::link::{Link, is_broken, translated};
 use super::look;
 use crate::backend::Fut;
-use crate::backend::ear::{Ear, Hearing};
+use crate::backend::ear::{Ear, Hearing, Hints};
 use crate::backend::floor::Floors;
 use crate::name::PipeName;
 
 /// Lets the readers here know of resets, by whomever.
 struct Resets {
     floors: Arc<Floors>,
+    hints: Arc<Hints>,
     prefix: String,
     /// Dropped when the connection has ended.
     alive: Mutex<Option<oneshot::Sender<()>>>,
@@ -36,7 +37,7 @@ impl AsyncPushSender for Resets {
             && let Ok(floor) = position(floor)
             && let Some(Ok(pipe)) = stream.strip_prefix(&self.prefix).map(PipeName::new)
         {
-            self.floors.of(&pipe).raise(floor);
+            self.hints.note(&self.floors, pipe, floor);
         }
         Ok(())
     }
@@ -52,8 +53,10 @@ impl Ear for Client {
             let (alive, ended) = oneshot::channel();
             // The old master hears of no resets any more, and lives on.
             let mut failovers = self.failovers.subscribe();
+            let hints = Arc::<Hints>::default();
             let resets = Resets {
                 floors: Arc::clone(&self.floors),
+                hints: Arc::clone(&hints),
                 prefix: self.url.prefix.clone(),
                 alive: Mutex::new(Some(alive)),
             };
@@ -75,8 +78,10 @@ impl Ear for Client {
                     self.url
                 ),
             }
+            let client = Arc::downgrade(&self);
             let hearing = async move {
                 tokio::select! {
+                    () = hints.follow(&client) => {}
                     // Nothing is sent, only dropped.
                     _ = ended => {}
                     _ = failovers.changed() => {}
