@@ -1,0 +1,120 @@
+//! The mountpoint, and what may stand in the way there.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::remount::{self, Fresh, Wanted};
+use super::table::{Mounted, TYPE, detach};
+use crate::error::{Error, Kind, Result};
+
+/// Where and how to mount.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The directory.
+    pub mountpoint: PathBuf,
+    /// What mount(8) shows as the source.
+    pub source: String,
+    /// Whether pushes and resets are refused.
+    pub read_only: bool,
+    /// Whether other users may use the mount.
+    pub allow_other: bool,
+}
+
+impl Place {
+    /// The source for where a comma would end it.
+    pub(super) fn shown_source(&self) -> String {
+        self.source.replace(',', "_")
+    }
+}
+
+/// The mountpoint's absolute path, free to be mounted on. Where a killed daemon has left its mount and this user may do
+/// so, it is replaced by a fresh one; otherwise it is detached.
+pub(super) fn prepare(place: &Place) -> Result<(PathBuf, Option<Fresh>)> {
+    let mountpoint = &place.mountpoint;
+    let named = |error| Error::io(format!("the mountpoint {}", mountpoint.display()), error);
+    let path = resolve(mountpoint).map_err(named)?;
+    while let (Some(Mounted { kind, .. }), beneath) = Mounted::on(&path).map_err(named)? {
+        match fs::metadata(&path) {
+            Err(error) if kind == TYPE && is_of_the_dead(&error) => {
+                let shown = path.display();
+                log::warn!("{shown}: replacing what a daemon that is gone has left");
+                match replace(place, &path, beneath.as_ref()) {
+                    Ok(Some(fresh)) => return Ok((path, Some(fresh))),
+                    Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                        let why = format!(
+                            "the mountpoint {shown} is not empty beneath what a daemon that is gone has left; \
+                             the mount would hide what is in it, and `umount {shown}` shows it"
+                        );
+                        return Err(Error::new(Kind::InvalidInput, why));
+                    }
+                    Ok(None) => {}
+                    Err(error) => log::info!("{shown}: detaching it first: {error}"),
+                }
+                // It may have been replaced by somebody else meanwhile, or be detached already.
+                if fs::metadata(&path).is_err_and(|error| is_of_the_dead(&error)) {
+                    detach(&path)?;
+                }
+            }
+            Ok(_) if kind == TYPE => {
+                return Err(Error::new(
+                    Kind::AlreadyExists,
+                    format!("{}: a dnpipes is mounted there already", path.display()),
+                ));
+            }
+            _ => break,
+        }
+    }
+    if !fs::metadata(&path).map_err(named)?.is_dir() {
+        return Err(Error::new(
+            Kind::InvalidInput,
+            format!("the mountpoint {} is not a directory", path.display()),
+        ));
+    }
+    if fs::read_dir(&path).map_err(named)?.next().is_some() {
+        return Err(Error::new(
+            Kind::InvalidInput,
+            format!(
+                "the mountpoint {} is not empty; the mount would hide what is in it",
+                path.display()
+            ),
+        ));
+    }
+    Ok((path, None))
+}
+
+/// What the kernel answers for a mount whose daemon is gone.
+fn is_of_the_dead(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOTCONN)
+}
+
+/// Mounts in the place of the dead mount on `path`, unless that covers another dnpipes, which is to be looked at first.
+fn replace(place: &Place, path: &Path, beneath: Option<&Mounted>) -> io::Result<Option<Fresh>> {
+    match beneath {
+        Some(beneath) if beneath.kind == TYPE => return Ok(None),
+        // That cannot be looked into; but what is in it has been hidden before.
+        Some(_) => {}
+        None if remount::is_empty_beneath(path)? => {}
+        None => return Err(io::ErrorKind::DirectoryNotEmpty.into()),
+    }
+    let wanted = Wanted {
+        source: &place.shown_source(),
+        read_only: place.read_only,
+        allow_other: place.allow_other,
+    };
+    remount::replace(path, &wanted).map(Some)
+}
+
+/// Like canonicalize, but also where the last directory is a dead mount, which cannot be looked at.
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    match path.canonicalize() {
+        Err(error) if is_of_the_dead(&error) => {
+            let path = std::path::absolute(path)?;
+            match (path.parent(), path.file_name()) {
+                (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
+                _ => Err(error),
+            }
+        }
+        other => other,
+    }
+}

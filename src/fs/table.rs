@@ -1,0 +1,193 @@
+//! The table of mounts, and taking mounts off.
+
+use std::ffi::{CString, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::{Error, Kind, Result};
+
+/// The file system type, as mount(8) and /proc/self/mountinfo show it.
+pub(super) const TYPE: &str = "fuse.dnpipes";
+
+/// A line of the table of mounts (proc(5), mountinfo).
+pub(super) struct Mounted {
+    /// Unique while it is mounted.
+    pub(super) number: u64,
+    /// The number of what it is mounted on.
+    parent: u64,
+    place: PathBuf,
+    /// The file system's type.
+    pub(super) kind: String,
+}
+
+impl Mounted {
+    fn all() -> io::Result<Vec<Mounted>> {
+        let table = fs::read("/proc/self/mountinfo")?;
+        let lines = table.split(|byte| *byte == b'\n');
+        Ok(lines.filter_map(Mounted::parse).collect())
+    }
+
+    fn parse(line: &[u8]) -> Option<Mounted> {
+        let number = |at| str::from_utf8(field(line, at)?).ok()?.parse().ok();
+        let mut tail = line
+            .split(|byte| *byte == b' ')
+            .skip_while(|field| *field != b"-");
+        Some(Mounted {
+            number: number(0)?,
+            parent: number(1)?,
+            place: PathBuf::from(OsString::from_vec(unescape(field(line, 4)?))),
+            kind: String::from_utf8_lossy(tail.nth(1)?).into_owned(),
+        })
+    }
+
+    /// The topmost one on `path` and what is right beneath that; `None` where nothing is mounted.
+    pub(super) fn on(path: &Path) -> io::Result<(Option<Mounted>, Option<Mounted>)> {
+        let mut stack: Vec<_> = Mounted::all()?
+            .into_iter()
+            .filter(|mounted| mounted.place == path)
+            .collect();
+        let top = top(&stack).map(|top| top.number);
+        let top = stack.iter().position(|mounted| Some(mounted.number) == top);
+        let top = top.map(|at| stack.swap_remove(at));
+        let parent = top.as_ref().map(|top| top.parent);
+        let beneath = stack.into_iter().find(|one| Some(one.number) == parent);
+        Ok((top, beneath))
+    }
+}
+
+/// The topmost one of those on one place. It may be older than what is beneath it, so the order does not tell.
+fn top(stack: &[Mounted]) -> Option<&Mounted> {
+    let is_covered = |one: &Mounted| stack.iter().any(|other| other.parent == one.number);
+    stack.iter().rev().find(|one| !is_covered(one))
+}
+
+fn field(line: &[u8], number: usize) -> Option<&[u8]> {
+    line.split(|byte| *byte == b' ').nth(number)
+}
+
+/// mountinfo writes space, tab, newline and backslash as a backslash and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, tail)) = rest.split_first() {
+        let octal = (*byte == b'\\').then(|| tail.get(..3)).flatten();
+        match octal.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok()) {
+            Some(value) => {
+                out.push(value);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(*byte);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+/// The number of the mount in which `file` is, also of one that is not in the table.
+pub(super) fn number_of(file: BorrowedFd<'_>) -> io::Result<u64> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    let number = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    number
+        .and_then(|number| number.trim().parse().ok())
+        .ok_or_else(|| io::Error::other("a file without the number of its mount"))
+}
+
+/// Takes the topmost mount off `path` at once; what is open stays open until it is closed.
+pub(super) fn detach(path: &Path) -> Result<()> {
+    let context = || format!("unmounting {}", path.display());
+    let error = match unmount(path, libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => error,
+        Err(error) => return Err(Error::io(context(), error)),
+    };
+    log::debug!("{}: {error}; by fusermount3", context());
+    // A user who is not root unmounts by the set-user-id helper.
+    let helper = Command::new("fusermount3")
+        .args(["-u", "-z", "--"])
+        .arg(path)
+        .output();
+    match helper {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(Error::new(Kind::Io, format!("{}: {said}", context())))
+        }
+        Err(error) => Err(Error::io(format!("{}: fusermount3", context()), error)),
+    }
+}
+
+/// Takes off the mount whose root `root` is, wherever that is.
+pub(super) fn detach_opened(root: BorrowedFd<'_>) -> io::Result<()> {
+    let link = format!("/proc/self/fd/{}", root.as_raw_fd());
+    unmount(Path::new(&link), libc::MNT_DETACH)
+}
+
+fn unmount(path: &Path, flags: libc::c_int) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path ends with NUL.
+    match unsafe { libc::umount2(path.as_ptr(), flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Takes the mount of this number off, wherever it was moved to, but nothing else that is mounted there now.
+pub(super) fn detach_numbered(number: Option<u64>) -> Result<()> {
+    let failed = |error| Error::io("looking at the table of mounts", error);
+    let mut all = Mounted::all().map_err(failed)?;
+    let own = all.iter().find(|one| Some(one.number) == number);
+    let Some(place) = own.map(|own| own.place.clone()) else {
+        // Somebody has taken it off already.
+        return Ok(());
+    };
+    all.retain(|one| one.place == place);
+    if top(&all).is_some_and(|top| Some(top.number) != number) {
+        let why = format!("something else was mounted on {}", place.display());
+        return Err(Error::new(Kind::AlreadyExists, why));
+    }
+    detach(&place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_is_unescaped() {
+        assert_eq!(unescape(br"/a\040b\134c\011"), b"/a b\\c\t");
+        assert_eq!(unescape(br"/plain\04"), br"/plain\04");
+    }
+
+    #[test]
+    fn the_root_is_mounted_and_an_ordinary_folder_is_not() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().canonicalize().expect("path");
+        assert!(Mounted::on(Path::new("/")).expect("table").0.is_some());
+        assert!(Mounted::on(&path).expect("table").0.is_none());
+    }
+
+    #[test]
+    fn the_topmost_may_be_the_oldest() {
+        let line = |line: &str| Mounted::parse(line.as_bytes()).expect("a line");
+        let stack = [
+            line("30 31 0:40 / /m rw - fuse.dnpipes memory: rw"),
+            line("31 20 0:41 / /m rw - fuse.dnpipes memory: rw"),
+        ];
+        assert_eq!(top(&stack).map(|top| top.number), Some(30));
+    }
+
+    #[test]
+    fn an_open_file_tells_the_number_of_its_mount() {
+        use std::os::fd::AsFd;
+        let root = fs::File::open("/").expect("the root");
+        let top = Mounted::on(Path::new("/")).expect("table").0;
+        let number = number_of(root.as_fd()).expect("a number");
+        assert_eq!(top.map(|top| top.number), Some(number));
+    }
+}
