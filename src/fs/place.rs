@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use super::remount::{self, Fresh, Wanted};
-use super::table::{Mounted, TYPE, detach};
+use super::table::{self, Mounted, TYPE, detach};
 use crate::error::{Error, Kind, Result};
 
 /// Where and how to mount.
@@ -34,12 +35,16 @@ pub(super) fn prepare(place: &Place) -> Result<(PathBuf, Option<Fresh>)> {
     let mountpoint = &place.mountpoint;
     let named = |error| Error::io(format!("the mountpoint {}", mountpoint.display()), error);
     let path = resolve(mountpoint).map_err(named)?;
-    while let (Some(Mounted { kind, .. }), beneath) = Mounted::on(&path).map_err(named)? {
+    while let (Some(top), beneath) = Mounted::on(&path).map_err(named)? {
         match fs::metadata(&path) {
-            Err(error) if kind == TYPE && is_of_the_dead(&error) => {
+            Err(error) if top.kind == TYPE && is_of_the_dead(&error) => {
                 let shown = path.display();
                 log::warn!("{shown}: replacing what a daemon that is gone has left");
-                match replace(place, &path, beneath.as_ref()) {
+                // Another process may replace it meanwhile.
+                let Some(dead) = table::root_of(&path, top.number).map_err(named)? else {
+                    continue;
+                };
+                match replace(place, &path, dead.as_fd(), beneath.as_ref()) {
                     Ok(Some(fresh)) => return Ok((path, Some(fresh))),
                     Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                         let why = format!(
@@ -51,12 +56,12 @@ pub(super) fn prepare(place: &Place) -> Result<(PathBuf, Option<Fresh>)> {
                     Ok(None) => {}
                     Err(error) => log::info!("{shown}: detaching it first: {error}"),
                 }
-                // It may have been replaced by somebody else meanwhile, or be detached already.
-                if fs::metadata(&path).is_err_and(|error| is_of_the_dead(&error)) {
-                    detach(&path)?;
+                match table::detach_opened(&path, dead.as_fd()) {
+                    Err(error) if error.raw_os_error() == Some(libc::EPERM) => detach(&path)?,
+                    done => done.map_err(named)?,
                 }
             }
-            Ok(_) if kind == TYPE => {
+            Ok(_) if top.kind == TYPE => {
                 return Err(Error::new(
                     Kind::AlreadyExists,
                     format!("{}: a dnpipes is mounted there already", path.display()),
@@ -88,8 +93,14 @@ fn is_of_the_dead(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOTCONN)
 }
 
-/// Mounts in the place of the dead mount on `path`, unless that covers another dnpipes, which is to be looked at first.
-fn replace(place: &Place, path: &Path, beneath: Option<&Mounted>) -> io::Result<Option<Fresh>> {
+/// Mounts in the place of the dead mount on `path`, unless that covers another dnpipes, which is to be looked at
+/// first.
+fn replace(
+    place: &Place,
+    path: &Path,
+    dead: BorrowedFd<'_>,
+    beneath: Option<&Mounted>,
+) -> io::Result<Option<Fresh>> {
     match beneath {
         Some(beneath) if beneath.kind == TYPE => return Ok(None),
         // That cannot be looked into; but what is in it has been hidden before.
@@ -102,7 +113,7 @@ fn replace(place: &Place, path: &Path, beneath: Option<&Mounted>) -> io::Result<
         read_only: place.read_only,
         allow_other: place.allow_other,
     };
-    remount::replace(path, &wanted).map(Some)
+    remount::replace(path, dead, &wanted).map(Some)
 }
 
 /// Like canonicalize, but also where the last directory is a dead mount, which cannot be looked at.

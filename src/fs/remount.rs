@@ -9,7 +9,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::table;
@@ -40,29 +39,22 @@ pub(super) fn is_empty_beneath(path: &Path) -> io::Result<bool> {
     Ok(fs::read_dir(inside.join(name))?.next().is_none())
 }
 
-/// Mounts in the place of the dead mount on `path`.
-pub(super) fn replace(path: &Path, wanted: &Wanted<'_>) -> io::Result<Fresh> {
-    // By this descriptor nothing is taken off that another process has mounted there meanwhile.
-    let dead = File::options()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW)
-        .open(path)?;
+/// Mounts in the place of the dead mount on `path`, whose root is `dead`.
+pub(super) fn replace(path: &Path, dead: BorrowedFd<'_>, wanted: &Wanted<'_>) -> io::Result<Fresh> {
     let device = OwnedFd::from(File::options().read(true).write(true).open("/dev/fuse")?);
     let mount = create(&device, wanted)?;
     let number = table::number_of(mount.as_fd())?;
-    match move_mount(&mount, Target::Beneath(dead.as_fd())) {
-        Ok(()) => match table::detach_opened(dead.as_fd()) {
-            // Another process has taken it off.
-            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
-            _ => {}
-        },
+    if let Err(error) = move_mount(&mount, Target::Beneath(dead)) {
+        log::debug!("{}: mounting beneath: {error}", path.display());
+        if table::root_of(path, table::number_of(dead)?)?.is_none() {
+            return Err(io::Error::other("another process has replaced it"));
+        }
         // Linux before 6.5. What is left of the time in which the directory can be seen is that between two
         // system calls.
-        Err(error) => {
-            log::debug!("{}: mounting beneath: {error}", path.display());
-            table::detach_opened(dead.as_fd())?;
-            move_mount(&mount, Target::On(path))?;
-        }
+        table::detach_opened(path, dead)?;
+        move_mount(&mount, Target::On(path))?;
+    } else {
+        table::detach_opened(path, dead)?;
     }
     Ok(Fresh { device, number })
 }

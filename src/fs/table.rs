@@ -1,10 +1,11 @@
 //! The table of mounts, and taking mounts off.
 
 use std::ffi::{CString, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -122,10 +123,28 @@ pub(super) fn detach(path: &Path) -> Result<()> {
     }
 }
 
-/// Takes off the mount whose root `root` is, wherever that is.
-pub(super) fn detach_opened(root: BorrowedFd<'_>) -> io::Result<()> {
+/// The root of the mount of this number, if that is the topmost one on `path`. By it nothing is taken off that another
+/// process has mounted there meanwhile.
+pub(super) fn root_of(path: &Path, number: u64) -> io::Result<Option<OwnedFd>> {
+    let root = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW)
+        .open(path)?;
+    let is_it = number_of(root.as_fd())? == number;
+    Ok(is_it.then(|| root.into()))
+}
+
+/// Takes the mount whose root `root` is off `path`, unless somebody has done so already.
+pub(super) fn detach_opened(path: &Path, root: BorrowedFd<'_>) -> io::Result<()> {
     let link = format!("/proc/self/fd/{}", root.as_raw_fd());
-    unmount(Path::new(&link), libc::MNT_DETACH)
+    let Err(error) = unmount(Path::new(&link), libc::MNT_DETACH) else {
+        return Ok(());
+    };
+    // It says so of one that is off, and of one that may not be taken off in this namespace.
+    if error.raw_os_error() == Some(libc::EINVAL) && root_of(path, number_of(root)?)?.is_none() {
+        return Ok(());
+    }
+    Err(error)
 }
 
 fn unmount(path: &Path, flags: libc::c_int) -> io::Result<()> {
@@ -184,7 +203,6 @@ mod tests {
 
     #[test]
     fn an_open_file_tells_the_number_of_its_mount() {
-        use std::os::fd::AsFd;
         let root = fs::File::open("/").expect("the root");
         let top = Mounted::on(Path::new("/")).expect("table").0;
         let number = number_of(root.as_fd()).expect("a number");

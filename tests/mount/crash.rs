@@ -177,6 +177,136 @@ fn mounts_on(path: &Path) -> usize {
     table.lines().filter(on_it).count()
 }
 
+/// Pushes lines from outside the mount, and notes each that was pushed; it does not care whether anything is mounted.
+const TIRELESS: &str = r#"
+number=0
+while :; do
+    if echo "$name $number" 2> /dev/null >> "$topic"; then
+        echo "$name $number" >> "$acks"
+    fi
+    number=$((number + 1))
+done"#;
+
+/// The bare directory is never seen between the dead mount and the next: in it writers would make plain files, which
+/// loses their lines and keeps the next daemon from mounting.
+#[test]
+fn writers_that_go_on_while_a_killed_daemon_is_replaced_write_into_pipes_only() {
+    const KILLS: usize = 6;
+    const WRITERS: usize = 4;
+    let store = Store::new();
+    let mut mount = Mount::new(&store.fast_url(), &[]);
+    let acks = |writer: usize| store.folder().join(format!("acks{writer}"));
+    let pushed = |writer| fs::read_to_string(acks(writer)).unwrap_or_default();
+    let writers: Vec<Running> = (0..WRITERS)
+        .map(|writer| {
+            let mut bash = Command::new("bash");
+            bash.arg("-c").arg(TIRELESS);
+            bash.env("name", writer.to_string());
+            bash.env("acks", acks(writer));
+            Running::start(bash.env("topic", mount.file("topic")))
+        })
+        .collect();
+    for kill in 0..=KILLS {
+        if kill > 0 {
+            mount = mount.crash_and_restart(&store.fast_url(), &[]);
+            assert_eq!(mounts_on(mount.dir()), 1);
+        }
+        let before: Vec<_> = (0..WRITERS).map(|writer| pushed(writer).len()).collect();
+        for (writer, before) in before.into_iter().enumerate() {
+            wait_for("pushed lines", || {
+                (pushed(writer).len() > before + 50).then_some(())
+            });
+        }
+    }
+    for writer in writers {
+        writer.signal(libc::SIGKILL);
+        writer.finish();
+    }
+    let stored = mount.lines("topic");
+    let there: HashSet<&str> = stored.iter().map(String::as_str).collect();
+    assert_eq!(there.len(), stored.len(), "twice");
+    for writer in 0..WRITERS {
+        let pushed = pushed(writer);
+        let lost: Vec<_> = pushed
+            .lines()
+            .filter(|line| !there.contains(line))
+            .collect();
+        assert!(lost.is_empty(), "writer {writer}: lost {lost:?}");
+    }
+    assert_eq!(mount.stop().code(), Some(0), "{}", mount.log());
+    let plain = fs::read_dir(mount.dir()).expect("the bare directory");
+    assert_eq!(plain.count(), 0, "plain files");
+}
+
+/// What replaces a dead mount is mounted as it was, on an ordinary directory and on another mount.
+#[test]
+fn a_mount_that_replaces_a_dead_one_has_the_same_options() {
+    for flags in [&[][..], &["--read-only", "--allow-other"]] {
+        let store = Store::new();
+        store.out("dnpipes push topic <<< hello");
+        for is_on_mount in [false, true] {
+            let place = Background::new();
+            if is_on_mount {
+                let empty = store.folder().join("empty");
+                fs::create_dir(&empty).expect("a folder");
+                let mut bind = Command::new("mount");
+                let bound = finish(bind.arg("--bind").args([&empty, &place.mountpoint]));
+                assert!(bound.status.success(), "{bound:?}");
+            }
+            let mut seen = Vec::new();
+            for _ in 0..2 {
+                let mut command = Command::new(DNPIPES);
+                command.args(["mount", "--daemon"]).args(flags);
+                let output = finish(command.arg(store.url()).arg(&place.mountpoint));
+                assert!(output.status.success(), "{output:?}");
+                assert_eq!(mounts_on(&place.mountpoint), 1 + usize::from(is_on_mount));
+                assert_eq!(place.out("cat topic@snapshot"), "hello\n");
+                seen.push(options_of(&place.mountpoint));
+                for daemon in place.daemons() {
+                    daemon.signal(libc::SIGKILL);
+                    assert!(daemon.ends_within(Duration::from_secs(5)));
+                }
+            }
+            assert_eq!(seen[0], seen[1]);
+            for option in ["nosuid", "nodev", "noexec", "noatime"] {
+                assert!(seen[0].contains(option), "{}", seen[0]);
+            }
+            let unmounted = finish(Command::new("umount").arg("-l").arg(&place.mountpoint));
+            assert!(unmounted.status.success(), "{unmounted:?}");
+        }
+    }
+}
+
+/// What the table of mounts says of the dnpipes on `path`, without its number and its device's.
+fn options_of(path: &Path) -> String {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let path = format!(" {} ", path.display());
+    let mut lines = table.lines().filter(|line| line.contains("fuse.dnpipes"));
+    let line = lines.find_map(|line| line.split_once(&path));
+    line.expect("the mount").1.to_owned()
+}
+
+/// A dead mount does not hide what is in the directory from the next daemon.
+#[test]
+fn a_directory_that_is_not_empty_beneath_a_dead_mount_is_refused() {
+    let mut mount = Mount::memory(&[]);
+    let folder = mount.dir().parent().expect("a folder").to_owned();
+    let view = Background::new();
+    let mut bind = Command::new("mount");
+    let bound = finish(bind.arg("--bind").args([&folder, &view.mountpoint]));
+    assert!(bound.status.success(), "{bound:?}");
+    fs::write(view.mountpoint.join("mnt/file"), "").expect("a plain file");
+    mount.signal(libc::SIGKILL);
+    mount.wait();
+    let mut command = Command::new(DNPIPES);
+    let refused = finish(command.args(["mount", "memory:"]).arg(mount.dir()));
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("is not empty beneath"), "{errors}");
+    fs::remove_file(view.mountpoint.join("mnt/file")).expect("the plain file");
+    assert!(mount.again("memory:", &[]).is_live());
+}
+
 /// On SIGTERM, SIGINT and SIGHUP waiting readers get end of file, the mountpoint is free at once, and the
 /// daemon ends with exit code 0.
 #[test]
