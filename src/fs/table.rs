@@ -62,7 +62,9 @@ impl Mounted {
 
 /// The topmost one of those on one place. It may be older than what is beneath it, so the order does not tell.
 fn top(stack: &[Mounted]) -> Option<&Mounted> {
-    let is_covered = |one: &Mounted| stack.iter().any(|other| other.parent == one.number);
+    // The root of all says that it is its own parent.
+    let covers = |other: &Mounted, one: u64| other.parent == one && other.number != one;
+    let is_covered = |one: &Mounted| stack.iter().any(|other| covers(other, one.number));
     stack.iter().rev().find(|one| !is_covered(one))
 }
 
@@ -199,6 +201,8 @@ mod tests {
             line("31 20 0:41 / /m rw - fuse.dnpipes memory: rw"),
         ];
         assert_eq!(top(&stack).map(|top| top.number), Some(30));
+        let root = [line("1 1 0:2 / / rw - rootfs rootfs rw")];
+        assert_eq!(top(&root).map(|top| top.number), Some(1));
     }
 
     #[test]
