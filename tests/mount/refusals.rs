@@ -500,6 +500,29 @@ fn an_empty_file_becomes_a_store() {
     assert_eq!(store.run(&["pull", "topic"]).stdout, b"hello\n");
 }
 
+/// A backup as the README says, while somebody pushes.
+#[test]
+fn a_copy_by_vacuum_into_is_a_store() {
+    let store = Store::new();
+    let mount = Mount::new(&store.url(), &[]);
+    mount.out("seq 1000 > topic");
+    let writer = mount.spawn("while echo more >> other; do :; done");
+    wait_for("pushes", || mount.file("other").exists().then_some(()));
+    let copy = store.folder().join("copy.db");
+    let program =
+        "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('VACUUM INTO ?', sys.argv[2:])";
+    let mut vacuum = Command::new(PYTHON);
+    vacuum.args(["-c", program]);
+    let copied = finish(vacuum.args([&store.database(), &copy]));
+    assert!(copied.status.success(), "{copied:?}");
+    drop(writer);
+    let copied = Mount::new(&format!("sqlite:{}", copy.display()), &[]);
+    let more = copied
+        .out("echo more > topic; wc -l < topic; truncate -s 0 topic; echo new > topic; cat topic");
+    assert_eq!(more, "1001\nnew\n");
+    assert_eq!(mount.out("wc -l < topic"), "1000\n");
+}
+
 /// A store of a later version is refused by its number, and kept.
 #[test]
 fn a_newer_schema_is_refused() {

@@ -300,6 +300,16 @@ pub(super) fn is_store(path: &Path) -> Result<bool> {
     if found == Found::EMPTY {
         Ok(false)
     } else if found.application_id == APPLICATION_ID && found.version == SCHEMA_VERSION {
+        // A copy made by VACUUM INTO has no write-ahead log.
+        let log = || {
+            let mode: String =
+                connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+            match mode.as_str() {
+                "wal" => Ok(()),
+                _ => connection.pragma_update(None, "journal_mode", "WAL"),
+            }
+        };
+        log().map_err(|error| sqlite(context(), error))?;
         Ok(true)
     } else {
         Err(found.refusal(path))
