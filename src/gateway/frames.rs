@@ -9,7 +9,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::http::wire::{LEN, RECORDS, Record};
+use super::problem::document;
+use crate::backend::http::wire::{LEN, MAX_MESSAGE, RECORDS, Record};
 use crate::error::{Error, Kind, Result};
 use crate::message::Message;
 use crate::pipe::framing::encode;
@@ -78,6 +79,14 @@ impl Format {
     pub(super) fn put(self, message: &Message, out: &mut Vec<u8>) {
         match self {
             Format::Framed(frame) => encode(frame, &message.data, 0, usize::MAX, out),
+            // No client of ours would take it.
+            Format::Records if message.data.len() > MAX_MESSAGE => {
+                let (position, bytes) = (message.position, message.data.len());
+                let why = format!(
+                    "message {position} has {bytes} bytes; a gateway hands on {MAX_MESSAGE}"
+                );
+                Record::put_failed(&document(&Error::new(Kind::TooLong, why)), out);
+            }
             Format::Records => Record::put_message(message, out),
             Format::Json => {
                 put_json(message, out);

@@ -9,6 +9,26 @@ use crate::load::{Work, Writers, assert_complete, follow, read_lines};
 use crate::network::Hosts;
 use crate::support::{Mount, Running, Store, finish, wait_for};
 
+/// What a store holds and a gateway does not hand on is said, with its position.
+#[test]
+fn a_message_that_is_too_long_for_a_gateway_is_told_as_such() {
+    let store = Store::new();
+    let push = "dnpipes push topic@file";
+    store.out(&format!(
+        "dnpipes push topic first; head -c 70000000 /dev/zero | {push}; echo after | {push}"
+    ));
+    let gateway = Gateway::start(&store.url(), &[]);
+    let mount = Mount::new(gateway.url(), &[]);
+    let read = mount.python(
+        "
+        fd = os.open('topic@snapshot', os.O_RDONLY)
+        print(os.read(fd, 100), why(os.read, fd, 100))
+        ",
+    );
+    assert_eq!(read, "b'first\\n' EMSGSIZE\n", "{}", mount.log());
+    assert!(mount.log().contains("hands on 67108864"), "{}", mount.log());
+}
+
 #[test]
 fn what_one_mount_writes_another_reads() {
     let gateway = Gateway::start("memory:", &[]);

@@ -142,7 +142,8 @@ impl Subscriber {
                 Some(Record::Alive) => progress = progress.or(Some(Progress::Other)),
                 Some(Record::Failed(error)) => {
                     self.stream = None;
-                    return Err(translated(error));
+                    // What came before it comes first; asked on, the gateway says so again.
+                    return progress.ok_or_else(|| translated(error));
                 }
                 Some(Record::End) => {
                     self.stream = None;
