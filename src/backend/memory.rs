@@ -25,14 +25,26 @@ pub struct Memory {
 /// Pipes of which only the name is known, in all, before those are forgotten for which nobody waits.
 const ABSENT: usize = 4096;
 
-#[derive(Default)]
 struct Pipes {
-    /// A removed pipe stays here, absent, so that its positions go on rising when it comes again.
+    /// A removed pipe stays here for a while, absent, so that its positions go on rising when it comes again.
     by_name: BTreeMap<PipeName, Pipe>,
+    /// Where pipes begin, behind all that were forgotten.
+    start: u64,
     /// How many may be there before they are looked through again.
     crowded: usize,
     /// The weight of all messages and producers.
     held: u64,
+}
+
+impl Default for Pipes {
+    fn default() -> Self {
+        Pipes {
+            by_name: BTreeMap::new(),
+            start: 1,
+            crowded: 0,
+            held: 0,
+        }
+    }
 }
 
 /// What it takes to remember a producer, in bytes.
@@ -52,27 +64,23 @@ struct Pipe {
     producers: Producers<(u64, Position)>,
 }
 
-impl Default for Pipe {
-    fn default() -> Self {
+impl Pipe {
+    fn starting_at(first: u64) -> Self {
         Pipe {
             present: false,
-            first: 1,
+            first,
             log: VecDeque::new(),
             bytes: 0,
             modified: SystemTime::now(),
             pushed: Arc::default(),
-            floor: Arc::default(),
+            floor: Arc::new(AtomicU64::new(first)),
             producers: Producers::default(),
         }
     }
-}
 
-impl Pipe {
-    /// Whether it never was, and nobody waits for it.
+    /// Whether it is not there, and nobody waits for it.
     fn is_forgettable(&self) -> bool {
-        !self.present
-            && self.next() == 1
-            && Arc::strong_count(&self.pushed) + Arc::strong_count(&self.floor) == 2
+        !self.present && Arc::strong_count(&self.pushed) + Arc::strong_count(&self.floor) == 2
     }
 
     fn next(&self) -> u64 {
@@ -145,10 +153,7 @@ impl Memory {
             ));
         }
         pipes.held += added;
-        let pipe = match pipes.by_name.get_mut(name) {
-            Some(pipe) => pipe,
-            None => pipes.by_name.entry(name.clone()).or_default(),
-        };
+        let pipe = pipes.entry(name);
         let time = SystemTime::now();
         for data in batch.messages() {
             pipe.log.push_back(Message {
@@ -191,10 +196,20 @@ impl Pipes {
     /// The pipe, present or not. Who asks for many names leaves few of them here.
     fn entry(&mut self, name: &PipeName) -> &mut Pipe {
         if self.by_name.len() >= self.crowded.max(ABSENT) {
-            self.by_name.retain(|_, pipe| !pipe.is_forgettable());
+            let start = &mut self.start;
+            self.by_name.retain(|_, pipe| {
+                let stays = !pipe.is_forgettable();
+                if !stays {
+                    *start = pipe.next().max(*start);
+                }
+                stays
+            });
             self.crowded = self.by_name.len() * 2;
         }
-        self.by_name.entry(name.clone()).or_default()
+        let start = self.start;
+        self.by_name
+            .entry(name.clone())
+            .or_insert_with(|| Pipe::starting_at(start))
     }
 }
 
@@ -246,7 +261,7 @@ impl Backend for Memory {
     fn create<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, bool> {
         Box::pin(async move {
             let mut pipes = self.lock();
-            let pipe = pipes.by_name.entry(pipe.clone()).or_default();
+            let pipe = pipes.entry(pipe);
             let created = !pipe.present;
             if created {
                 pipe.present = true;
@@ -351,6 +366,7 @@ impl Floor for MemoryFloor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Producer;
 
     #[tokio::test]
     async fn names_that_are_only_asked_for_are_forgotten_unless_somebody_waits() {
@@ -370,5 +386,27 @@ mod tests {
         assert!(pipes.by_name.len() <= ABSENT + 2, "{}", pipes.by_name.len());
         assert!(pipes.by_name.contains_key(&name(0)) && pipes.by_name.contains_key(&name(1)));
         drop(floor);
+    }
+
+    #[tokio::test]
+    async fn pipes_that_were_removed_are_forgotten_and_their_positions_do_not_come_again() {
+        let store = Memory::new(1 << 20);
+        let name = |number| PipeName::new(&format!("name{number}")).expect("legal");
+        let push = async |number, seq| {
+            let id = PushId::first(Producer::random().expect("random"), seq);
+            let batch = Batch::new(vec!["one".into(), "two".into()]).expect("a batch");
+            store.push(&name(number), id, batch).await.expect("stored")
+        };
+        let last = push(0, 1).await;
+        store.remove(&name(0)).await.expect("removed");
+        for number in 1..3 * ABSENT {
+            push(number, 1).await;
+            store.remove(&name(number)).await.expect("removed");
+        }
+        let known = store.lock().by_name.len();
+        assert!(known <= ABSENT + 1, "{known}");
+        assert!(!store.lock().by_name.contains_key(&name(0)));
+        assert!(push(0, 1).await.seq() > last.seq() + 1);
+        assert_eq!(store.lock().held, 2 * weight(b"one") as u64 + PRODUCER);
     }
 }
