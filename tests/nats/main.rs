@@ -13,6 +13,7 @@ mod once;
 mod sheds;
 mod sizes;
 mod together;
+mod torn;
 mod waiting;
 
 use std::sync::{Mutex, PoisonError};

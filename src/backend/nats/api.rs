@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::ids::BatchIds;
+use super::ids::Tags;
 use super::link::{ANSWER, Link, Reply};
 use super::options::NatsUrl;
 use crate::backend::PipeInfo;
@@ -192,6 +192,14 @@ const NOT_ENABLED: u32 = 10039;
 const OVERLAP: u32 = 10065;
 /// There is no such stream.
 pub(super) const NOT_FOUND: u32 = 10059;
+/// A consumer cannot be made; the text says why.
+const NO_CONSUMER: u32 = 10012;
+/// A stream's files cannot be made.
+const NOT_MADE: u32 = 10049;
+/// No server that is up has the stream.
+const OFFLINE: u32 = 10118;
+/// Nor the consumer.
+const OFFLINE_CONSUMER: u32 = 10119;
 /// What was pushed would go to another stream.
 pub(super) const OTHER_STREAM: u32 = 10060;
 /// The stream takes no atomic batches.
@@ -215,9 +223,15 @@ impl ApiError {
             (10054 | 10097, _) => Kind::TooLong,
             // Of the account, the server's memory and disk, and the number of streams.
             (10002 | 10023 | 10027 | 10028 | 10047 | 10122, _) => Kind::Full,
-            (10077, _) if text.contains("maximum") || text.contains("no space") => Kind::Full,
+            (10077, _) if text.contains("maximum") => Kind::Full,
+            _ if text.contains("no space left on device") => Kind::Full,
             // Sealed; deletion or purge denied.
             (10109 | TOO_MANY, _) => Kind::Denied,
+            // Its server ends, or begins.
+            (OFFLINE | OFFLINE_CONSUMER, _) => Kind::Unreachable,
+            // Others remove the pipe, or make it anew, just now.
+            (NOT_MADE, _) if !text.contains("permission") => Kind::Unreachable,
+            (NO_CONSUMER, _) if text.contains("invalid stream") => Kind::Unreachable,
             (10158 | INCOMPLETE | 10211, _) | (_, 503) => Kind::Unreachable,
             (_, 401 | 403) => Kind::Denied,
             _ if text.contains("not permitted") => Kind::Denied,
@@ -331,16 +345,11 @@ impl Link {
     ///
     /// # Errors
     /// As for [`Link::api`]; `Unsupported` where another stream takes what is pushed to it.
-    pub(super) async fn create(
-        &self,
-        stream: &str,
-        url: &NatsUrl,
-        batches: &BatchIds,
-    ) -> Result<bool> {
+    pub(super) async fn create(&self, stream: &str, url: &NatsUrl, tags: &Tags) -> Result<bool> {
         let mut config = json!({
             "name": stream,
             // Servers take a repetition with the same configuration for the making. This one is like no other.
-            "description": format!("a pipe (dnpipes, {})", batches.next()),
+            "description": format!("a pipe (dnpipes, {})", tags.next()),
             "subjects": [stream],
             "retention": "limits",
             "storage": "file",
@@ -361,6 +370,64 @@ impl Link {
             Ok(_) => Ok(true),
             Err(error) if error.is(OTHER_CONFIG) => Ok(false),
             Err(error) => Err(error.typed()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_say_whether_to_try_again() {
+        for (code, err_code, description, kind) in [
+            (404, 10059, "stream not found", Kind::NotFound),
+            (500, 10118, "stream is offline", Kind::Unreachable),
+            (500, 10119, "consumer is offline", Kind::Unreachable),
+            (
+                503,
+                10008,
+                "JetStream system temporarily unavailable",
+                Kind::Unreachable,
+            ),
+            (
+                500,
+                10049,
+                "error creating store for stream",
+                Kind::Unreachable,
+            ),
+            (
+                500,
+                10049,
+                "error creating store for stream: permission denied",
+                Kind::Io,
+            ),
+            (
+                500,
+                10049,
+                "error creating store for stream: no space left on device",
+                Kind::Full,
+            ),
+            (500, 10012, "invalid stream", Kind::Unreachable),
+            (500, 10012, "another reason", Kind::Io),
+            (
+                500,
+                10051,
+                "write t/msgs/1.blk: no space left on device",
+                Kind::Full,
+            ),
+            (500, 10077, "no space left on device", Kind::Full),
+            (500, 10077, "maximum messages exceeded", Kind::Full),
+            (500, 10051, "another reason", Kind::Io),
+        ] {
+            let description = description.to_owned();
+            let error = ApiError {
+                code,
+                err_code,
+                description,
+            };
+            let error = error.typed();
+            assert_eq!(error.kind(), kind, "{error}");
         }
     }
 }

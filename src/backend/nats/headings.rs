@@ -20,6 +20,15 @@ pub(super) struct Heading<'a> {
 }
 
 impl<'a> Heading<'a> {
+    #[cfg(test)]
+    pub(super) fn new(seq: u64, header: &'a dyn Fn(&'static str) -> Option<&'a str>) -> Self {
+        Heading {
+            seq,
+            size: None,
+            header,
+        }
+    }
+
     /// The first header of this name.
     pub(super) fn header(&self, name: &'static str) -> Option<&'a str> {
         (self.header)(name)

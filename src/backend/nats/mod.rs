@@ -53,7 +53,7 @@ use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId};
 use crate::name::PipeName;
 use api::{ApiError, Info, NOT_FOUND};
-use ids::BatchIds;
+use ids::Tags;
 use link::{Line, Link, MISSES, SETTLE};
 use push::Push;
 use source::Subscriber;
@@ -90,7 +90,7 @@ struct Shared {
     turns: Turns,
     /// Searches for what was pushed before, which nobody ends.
     searches: Semaphore,
-    batches: BatchIds,
+    tags: Tags,
     /// Streams whose limits were warned of.
     warned: Mutex<HashSet<String>>,
 }
@@ -168,15 +168,11 @@ impl Shared {
     /// Makes the pipe's stream; `false` if it was there.
     async fn create(&self, link: &Link, pipe: &PipeName) -> Result<bool> {
         let name = self.url.naming.stream(pipe)?;
-        link.create(&name, &self.url, &self.batches).await
+        link.create(&name, &self.url, &self.tags).await
     }
 
     fn forget(&self, pipe: &PipeName) {
         lock(&self.streams).remove(pipe);
-    }
-
-    fn batch_id(&self) -> String {
-        self.batches.next()
     }
 
     /// Says once what may become of messages in a stream that was not made here.
@@ -338,7 +334,7 @@ impl Nats {
                 streams: Mutex::default(),
                 turns: Turns::default(),
                 searches: Semaphore::new(SEARCHES),
-                batches: BatchIds::random()?,
+                tags: Tags::random()?,
                 warned: Mutex::default(),
             }),
         })

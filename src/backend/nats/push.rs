@@ -20,6 +20,7 @@ use bytes::Bytes;
 
 use super::answers::{Acks, Outcome, outcome, taken, understood};
 use super::api;
+use super::ids::PushName;
 use super::link::{Link, MISSES, SETTLE};
 use super::search::{Search, search};
 use super::tally::Added;
@@ -51,8 +52,7 @@ pub(super) struct Push {
     /// Of the caller, while it waits.
     wanted: Weak<()>,
     id: PushId,
-    /// What its messages' identities start with.
-    name: String,
+    name: PushName,
     batch: Batch,
 }
 
@@ -73,15 +73,14 @@ impl Push {
         id: PushId,
         batch: Batch,
     ) -> Self {
-        let name = format!("{}-{}-", id.producer, id.seq);
         Push {
             shared,
             link,
             pipe,
             turn,
             wanted,
+            name: PushName::new(id),
             id,
-            name,
             batch,
         }
     }
@@ -103,11 +102,12 @@ impl Push {
                 return Ok(known.position(found.map_or(0, |found| found.seq)));
             }
             if found.is_none() {
-                self.turn.is_not_stored();
+                self.turn.is_not_stored(known.position(known.last));
             }
             next = found.map_or(0, |found| found.index + 1);
             stream = known;
         }
+        self.turn.begin(stream.position(stream.last));
         if self.wanted.strong_count() == 0 {
             // What was reported as failed must not be stored long after, behind a reset perhaps.
             return Err(Error::new(Kind::Interrupted, "given up").maybe_applied());
@@ -188,17 +188,19 @@ impl Push {
         let Some(info) = self.link.info(&stream.name).await? else {
             return Ok((stream, Search::Nowhere));
         };
+        let since = self.turn.tried().since(info.epoch()?);
         let _turn = self.shared.searches.acquire().await;
-        let found = search(&self.shared.own_line(), &info, &self.name).await?;
+        let found = search(&self.shared.own_line(), &info, &self.name, since).await?;
         Ok((stream, found))
     }
 
-    /// Whether the server still knows by itself what the tries before have stored.
+    /// Whether the server still knows by itself what the tries before have stored. Of a batch it may have kept the first
+    /// messages when it was killed, and does not know them.
     fn is_remembered(&self, stream: &Stream) -> bool {
         let tried = self.turn.tried();
         // Half of the time is for the message's way, and for clocks that differ.
         let is_fresh = |first: Instant| first.elapsed() < stream.window / 2;
-        tried.first.is_some_and(is_fresh) && (stream.atomic || !tried.any_whole())
+        tried.first.is_some_and(is_fresh) && !tried.any_whole()
     }
 
     /// How the messages from `next` on go, and how many of them: as in the try before, where there was one.
@@ -275,7 +277,7 @@ impl Push {
     async fn store_whole(&self, stream: &Stream, next: usize, count: usize) -> Result<Outcome> {
         let link = &self.link;
         let (head, last) = (next..next + count - 1, next + count - 1);
-        let batch = self.shared.batch_id();
+        let batch = self.name.batch(next, &self.shared.tags);
         for index in head {
             let headers = batch_headers(&batch, index - next + 1);
             let data = self.data(index);
@@ -306,7 +308,7 @@ impl Push {
 
     /// Stores an atomic batch and asks for an answer to each message: the first refusal is the reason.
     async fn store_asking(&self, stream: &Stream, next: usize, count: usize) -> Result<Outcome> {
-        let batch = self.shared.batch_id();
+        let batch = self.name.batch(next, &self.shared.tags);
         let mut acks = Acks::listen(&self.link).await?;
         for index in next..next + count {
             let mut headers = batch_headers(&batch, index - next + 1);
@@ -410,7 +412,7 @@ impl Push {
     }
 
     fn identity(&self, index: usize) -> String {
-        format!("{}{index}", self.name)
+        self.name.message(index)
     }
 
     /// Says which message it is, and that it is for no other stream.

@@ -2,6 +2,8 @@
 //!
 //! Of an atomic batch the server knows the last message's identity alone, of messages that go otherwise each one's. So a
 //! repetition groups its messages as the try before did: grouped otherwise, what is stored would not be known again.
+//! A server that is killed may keep a batch's first messages, and knows none of them: they are searched for, behind what the
+//! stream held before the first try.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -16,6 +18,8 @@ pub(super) struct Tried {
     seq: u64,
     /// When it was tried first, or known not to be stored yet; `None` if not from here.
     pub(super) first: Option<Instant>,
+    /// Up to where the stream holds nothing of it.
+    since: Option<Position>,
     groups: Vec<Group>,
     /// Where it ends, and how many messages it has, once it is stored; and since when that is known.
     stored: Option<(Position, usize, Instant)>,
@@ -100,9 +104,16 @@ impl Turn {
         self.tried.groups.push(group);
     }
 
-    /// Notes that nothing of the push was stored up to now: what is sent from now on, the server knows by itself.
-    pub(super) fn is_not_stored(&mut self) {
+    /// Notes, unless it is known, that the stream's messages up to `position` are none of the push.
+    pub(super) fn begin(&mut self, position: Position) {
+        self.tried.since.get_or_insert(position);
+    }
+
+    /// Notes that nothing of the push was stored up to `position`, now the last one: what is sent from now on, the server
+    /// knows by itself.
+    pub(super) fn is_not_stored(&mut self, position: Position) {
         self.tried.first = Some(Instant::now());
+        self.tried.since = Some(position);
     }
 
     /// Notes that so many messages, all of the push, are stored, the last one at `position`.
@@ -117,9 +128,16 @@ impl Tried {
             pipe: pipe.clone(),
             seq,
             first: is_from_here.then(Instant::now),
+            since: None,
             groups: Vec::new(),
             stored: None,
         }
+    }
+
+    /// The number of a message of stream `epoch` behind which all of the push is.
+    pub(super) fn since(&self, epoch: u64) -> u64 {
+        let since = self.since.filter(|since| since.epoch() == epoch);
+        since.map_or(0, Position::seq)
     }
 
     /// Whether any of it went as an atomic batch.
