@@ -145,6 +145,44 @@ async fn limits_of_a_stream_are_warned_of_once() {
 }
 
 #[tokio::test]
+async fn a_stream_that_acknowledges_before_it_writes_is_warned_of_once() {
+    keep_log();
+    let services = Services::start(&["nats-new"]);
+    let other = Other::new(&services).await;
+    let client = client(&format!("{}/?prefix=", services.url()));
+    let settings = json!({ "persist_mode": "async" });
+    other.stream("HASTY", settings).await;
+    for text in ["a", "b"] {
+        push(&client, "HASTY", &[text]).await.expect("stored");
+    }
+    let warnings = LOG.warnings("stream HASTY");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("persist_mode async"), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_forgets_identities_soon_is_warned_of_once() {
+    keep_log();
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind]);
+        let other = Other::new(&services).await;
+        let client = client(&format!("{}/?prefix=", services.url()));
+        for (stream, seconds, count) in [("SOON", 29, 1), ("LATE", 30, 0)] {
+            let stream = format!("{stream}-{kind}");
+            let window = json!({ "duplicate_window": seconds * 1_000_000_000_u64 });
+            other.stream(&stream, window).await;
+            for text in ["a", "b"] {
+                push(&client, &stream, &[text]).await.expect("stored");
+            }
+            let warnings = LOG.warnings(&format!("stream {stream} "));
+            assert_eq!(warnings.len(), count, "{warnings:?}");
+            let about = |line: &String| line.contains("29s") && line.contains("--dupe-window");
+            assert!(warnings.iter().all(about), "{warnings:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_full_stream_refuses_and_stores_nothing_of_the_push() {
     let services = Services::start(&["nats-new"]);
     let other = Other::new(&services).await;

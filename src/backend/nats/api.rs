@@ -46,6 +46,9 @@ pub(super) struct Config {
     #[serde(default)]
     pub(super) discard: String,
     pub(super) storage: String,
+    /// `async` where messages are acknowledged before they are written.
+    #[serde(default)]
+    pub(super) persist_mode: String,
     /// In nanoseconds.
     #[serde(default)]
     duplicate_window: u64,

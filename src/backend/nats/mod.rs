@@ -4,6 +4,7 @@
 //! - [`link`]: connections and requests; [`api`]: what JetStream is asked and answers.
 //! - [`push`], [`ids`], [`answers`], [`target`], [`tried`] and [`search`]: storing once; [`feed`], [`opening`] and [`source`]:
 //!   subscribers; [`single`]: what cannot be streamed to them; [`headings`] and [`tally`]: how many bytes there are.
+//! - [`warnings`]: what is said of streams that do not keep what they are given.
 //!
 //! A pipe is a stream; a stream that another program made is a pipe too, if its name has the prefix. A
 //! message's position is the stream's time of creation and the message's number.
@@ -34,6 +35,7 @@ mod source;
 mod tally;
 mod target;
 mod tried;
+mod warnings;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -154,6 +156,7 @@ impl Shared {
             }
             if let Some(info) = self.look(link, pipe).await? {
                 let stream = Arc::new(Stream::new(&info, link)?);
+                self.warn_of_doubling(&stream);
                 lock(&self.streams).insert(pipe.clone(), Arc::clone(&stream));
                 return Ok(stream);
             }
@@ -173,65 +176,6 @@ impl Shared {
 
     fn forget(&self, pipe: &PipeName) {
         lock(&self.streams).remove(pipe);
-    }
-
-    /// Says once what may become of messages in a stream that was not made here.
-    fn warn_of_limits(&self, info: &Info, link: &Link) {
-        let config = &info.config;
-        let mut why = Vec::new();
-        let limits = [
-            (config.max_msgs, "max_msgs"),
-            (config.max_bytes, "max_bytes"),
-            (config.max_msgs_per_subject, "max_msgs_per_subject"),
-        ];
-        for (limit, name) in limits {
-            if limit > 0 && config.discard == "old" {
-                why.push(format!("the oldest are dropped over {name} {limit}"));
-            } else if limit > 0 {
-                why.push(format!("pushes are refused over {name} {limit}"));
-                if name == "max_bytes" && !link.knows_batches() {
-                    why.push("so old a server drops some of the oldest all the same".to_owned());
-                }
-            }
-        }
-        if config.max_age > 0 {
-            let age = Duration::from_nanos(config.max_age as u64);
-            why.push(format!("they are dropped after {age:?}"));
-        }
-        match config.retention.as_str() {
-            "limits" => {}
-            "interest" => why.push(
-                "what all consumers have read, or there are none for, is dropped (interest retention)"
-                    .to_owned(),
-            ),
-            retention => why.push(format!(
-                "what others have read is dropped ({retention} retention)"
-            )),
-        }
-        if config.storage != "file" {
-            let storage = &config.storage;
-            why.push(format!(
-                "they are lost when the server ends ({storage} storage)"
-            ));
-        }
-        if !why.is_empty() && lock(&self.warned).insert(config.name.clone()) {
-            log::warn!(
-                "stream {} does not keep messages until a reset: {}",
-                config.name,
-                why.join("; ")
-            );
-        }
-    }
-
-    /// Says once that a stream of a server that has atomic batches does not take any.
-    fn warn_of_mixing(&self, stream: &Stream, link: &Link) {
-        let name = &stream.name;
-        if link.knows_batches() && lock(&self.warned).insert(format!("{name} batches")) {
-            log::warn!(
-                "stream {name} takes no atomic batches: the messages of others may come between those of one \
-                 write; to allow them: nats stream edit {name} --allow-batch"
-            );
-        }
     }
 
     async fn push(

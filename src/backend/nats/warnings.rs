@@ -1,0 +1,92 @@
+//! What is said, once, of streams that do not do what is promised of pipes.
+
+use std::time::Duration;
+
+use super::api::Info;
+use super::link::Link;
+use super::target::Stream;
+use super::{Shared, lock};
+
+/// How long a server should remember identities: as long as a push is repeated, unless a mount's `--timeout` is longer.
+const LONG_ENOUGH: Duration = Duration::from_secs(30);
+
+impl Shared {
+    /// Says once what may become of messages in a stream that was not made here.
+    pub(super) fn warn_of_limits(&self, info: &Info, link: &Link) {
+        let config = &info.config;
+        let mut why = Vec::new();
+        let limits = [
+            (config.max_msgs, "max_msgs"),
+            (config.max_bytes, "max_bytes"),
+            (config.max_msgs_per_subject, "max_msgs_per_subject"),
+        ];
+        for (limit, name) in limits {
+            if limit > 0 && config.discard == "old" {
+                why.push(format!("the oldest are dropped over {name} {limit}"));
+            } else if limit > 0 {
+                why.push(format!("pushes are refused over {name} {limit}"));
+                if name == "max_bytes" && !link.knows_batches() {
+                    why.push("so old a server drops some of the oldest all the same".to_owned());
+                }
+            }
+        }
+        if config.max_age > 0 {
+            let age = Duration::from_nanos(config.max_age as u64);
+            why.push(format!("they are dropped after {age:?}"));
+        }
+        match config.retention.as_str() {
+            "limits" => {}
+            "interest" => why.push(
+                "what all consumers have read, or there are none for, is dropped (interest retention)"
+                    .to_owned(),
+            ),
+            retention => why.push(format!(
+                "what others have read is dropped ({retention} retention)"
+            )),
+        }
+        if config.storage != "file" {
+            let storage = &config.storage;
+            why.push(format!(
+                "they are lost when the server ends ({storage} storage)"
+            ));
+        }
+        if config.persist_mode == "async" {
+            why.push(
+                "those that it has acknowledged last are lost when the server is killed (persist_mode async; \
+                 a stream keeps that, so make another one without it)"
+                    .to_owned(),
+            );
+        }
+        if !why.is_empty() && lock(&self.warned).insert(config.name.clone()) {
+            log::warn!(
+                "stream {} does not keep messages until a reset: {}",
+                config.name,
+                why.join("; ")
+            );
+        }
+    }
+
+    /// Says once that a stream's server forgets identities sooner than an outage ends: a try that comes late is then
+    /// stored beside its repetition.
+    pub(super) fn warn_of_doubling(&self, stream: &Stream) {
+        let (name, window) = (&stream.name, stream.window);
+        if window < LONG_ENOUGH && lock(&self.warned).insert(format!("{name} window")) {
+            log::warn!(
+                "stream {name} remembers for {window:?} what it has stored (duplicate_window): pushes that are \
+                 repeated later, as in an outage, may be stored twice; to have it remember longer: nats stream \
+                 edit {name} --dupe-window=150s"
+            );
+        }
+    }
+
+    /// Says once that a stream of a server that has atomic batches does not take any.
+    pub(super) fn warn_of_mixing(&self, stream: &Stream, link: &Link) {
+        let name = &stream.name;
+        if link.knows_batches() && lock(&self.warned).insert(format!("{name} batches")) {
+            log::warn!(
+                "stream {name} takes no atomic batches: the messages of others may come between those of one \
+                 write; to allow them: nats stream edit {name} --allow-batch"
+            );
+        }
+    }
+}
