@@ -14,9 +14,9 @@
 //! that [`crate::backend::Backend::sync`] can offer.
 //!
 //! Up to 1,000 messages of a push are stored as an atomic batch, on servers from 2.12 on and in streams that
-//! allow it, as those made here do: together, or not at all. A larger push is stored as several of them. Elsewhere each
-//! message is stored by itself: those of others may come between, and a crash may leave a part, which a
-//! repetition completes.
+//! allow it, as those made here do: together, or not at all, unless the server is killed amid that. A larger push is
+//! stored as several of them. Elsewhere each message is stored by itself: those of others may come between. What a
+//! crash leaves of a push, a repetition completes.
 
 mod answers;
 mod api;
