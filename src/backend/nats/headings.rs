@@ -8,7 +8,7 @@ use super::feed::{Feed, Loss};
 use super::link::{ANSWER, Line, Link};
 use crate::error::{Error, Kind, Result};
 
-/// After so much silence it is looked whether there is anything to come.
+/// After so much silence it is looked whether there is anything to come, and after twice as much the next time.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// What is known of a message.
@@ -91,20 +91,31 @@ impl Headings<'_> {
             return Ok(());
         };
         let mut heard = Instant::now();
+        let mut patience = LOOK;
         loop {
             let unreachable = |why| Error::new(Kind::Unreachable, why);
-            let arrival = match tokio::time::timeout(LOOK, feed.next()).await {
+            let arrival = match tokio::time::timeout(patience, feed.next()).await {
                 Ok(Ok(arrival)) => arrival,
                 Ok(Err(Loss::Failed(error))) => return Err(error),
                 Ok(Err(Loss::Gone(why, _))) => return Err(unreachable(why)),
                 Err(_) if heard.elapsed() > ANSWER => {
                     return Err(unreachable(format!("{stream}: its messages do not come")));
                 }
-                Err(_) => match link.info(stream).await? {
-                    Some(info) if info.state.first_seq < self.end => continue,
-                    // They were dropped meanwhile.
-                    _ => return Ok(()),
-                },
+                Err(_) => {
+                    match link.info(stream).await? {
+                        Some(info) if info.state.first_seq < self.end => {}
+                        // They were dropped meanwhile.
+                        _ => return Ok(()),
+                    }
+                    // A server that was started anew since does not know the consumer, and does not say so.
+                    let link = Arc::clone(link);
+                    let Some(another) = Feed::open(link, stream, self.next, true).await? else {
+                        return Ok(());
+                    };
+                    feed = another;
+                    patience *= 2;
+                    continue;
+                }
             };
             heard = Instant::now();
             if arrival.seq >= self.end {
