@@ -65,7 +65,7 @@ impl Cli {
         Cli::try_parse().unwrap_or_else(|refusal| {
             let said = refusal.to_string();
             let shown = hidden(&said);
-            if shown != said {
+            if refusal.use_stderr() && shown != said {
                 // A source in another argument's place.
                 eprint!("{shown}");
                 std::process::exit(refusal.exit_code());
@@ -75,22 +75,24 @@ impl Cli {
     }
 }
 
-/// A text without what may be secret in its URLs.
+/// What clap says, without what may be secret in it: arguments that look like sources, which it quotes.
 fn hidden(text: &str) -> String {
     let mut shown = String::new();
     let mut rest = text;
-    while let Some((before, behind)) = rest.split_once("://") {
-        let end = behind.find(char::is_whitespace).unwrap_or(behind.len());
-        let (url, more) = behind.split_at(end);
-        let url = match url.contains(['@', ':']) && !url.starts_with("…@") {
-            true => format!(
-                "…{}",
-                &url[url.trim_end_matches(['\'', '"', ';', ':', ',']).len()..]
-            ),
-            false => url.to_owned(),
+    while let Some(at) = rest.find(['\'', '"']) {
+        let (before, quoted) = rest.split_at(at + 1);
+        let Some(end) = quoted.find(&before[at..]) else {
+            break;
         };
-        shown += &format!("{before}://{url}");
-        rest = more;
+        shown += before;
+        shown += &match quoted[..end].split_once(':') {
+            Some((scheme, secret)) if secret.contains(['@', ':']) && !secret.contains("…@") => {
+                format!("{scheme}:…")
+            }
+            _ => quoted[..end].to_owned(),
+        };
+        shown += &before[at..];
+        rest = &quoted[end + 1..];
     }
     shown + rest
 }
@@ -485,9 +487,11 @@ mod tests {
 
     #[test]
     fn what_may_be_a_secret_is_not_shown() {
-        let said = "error: 'redis://u:pa@ss@host/' is none: \"redis://u:pa\"; http://host/a or redis://…@host/";
-        let shown = "error: 'redis://…' is none: \"redis://…\"; http://host/a or redis://…@host/";
+        let said = "error: 'redis://u:pa ss@host/' is none: \"redis://u:pa ss\"; 'redis:u:word@host', 'topic@follow'";
+        let shown = "error: 'redis:…' is none: \"redis:…\"; 'redis:…', 'topic@follow'";
         assert_eq!(hidden(said), shown);
+        let hidden_already = "source \"redis://…@h/?…\": unknown key \"x\"";
+        assert_eq!(hidden(hidden_already), hidden_already);
         assert_eq!(hidden("no URL @ all"), "no URL @ all");
     }
 

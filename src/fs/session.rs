@@ -35,8 +35,9 @@ const LAST_LINES: Duration = Duration::from_secs(5);
 pub struct Mount {
     files: Arc<Files>,
     mountpoint: PathBuf,
-    /// The kernel's number of it (proc(5), mountinfo).
+    /// The kernel's number of it, and its device (proc(5), mountinfo).
     number: Option<u64>,
+    device: Option<String>,
 }
 
 /// Mounts and serves; `ended` is called, on another thread, when the mount has ended. Returns once the mount
@@ -56,7 +57,7 @@ pub fn mount(
     let number = fresh.as_ref().map(|fresh| fresh.number);
     // A start that fails must not leave a mount that keeps its users waiting. One of fuser's own it takes off itself.
     let unserved = scopeguard::guard(number, |number| {
-        if let Err(stays) = table::detach_numbered(number) {
+        if let Err(stays) = table::detach_numbered(number, None) {
             log::error!("{stays}");
         }
     });
@@ -97,13 +98,18 @@ pub fn mount(
     std::mem::forget(serving);
     let (top, _) = Mounted::on(&mountpoint)
         .map_err(|error| Error::io("looking at the table of mounts", error))?;
-    let top = top.filter(|top| top.kind == TYPE).map(|top| top.number);
+    let top = top.filter(|top| top.kind == TYPE);
+    let top_number = top.as_ref().map(|top| top.number);
+    let number = ScopeGuard::into_inner(unserved).or(top_number);
     let mount = Mount {
         files,
         mountpoint,
-        number: ScopeGuard::into_inner(unserved).or(top),
+        number,
+        device: top
+            .filter(|top| Some(top.number) == number)
+            .map(|top| top.device),
     };
-    let works = mount.check(top).and_then(|()| {
+    let works = mount.check(top_number).and_then(|()| {
         let why = "requests pass by this program's read(2)";
         match device::works() {
             true => Ok(()),
@@ -116,7 +122,7 @@ pub fn mount(
     });
     if let Err(error) = works {
         // Nobody would answer there.
-        if let Err(stays) = table::detach_numbered(mount.number) {
+        if let Err(stays) = mount.detach() {
             log::error!("{stays}");
         }
         return Err(error);
@@ -234,7 +240,7 @@ impl Mount {
     /// Where it cannot be unmounted.
     pub fn end(&self, runtime: &Runtime) -> Result<()> {
         self.files.end();
-        let detached = table::detach_numbered(self.number);
+        let detached = self.detach();
         self.finish(runtime);
         detached
     }
@@ -242,6 +248,10 @@ impl Mount {
     /// Has unfinished lines pushed, as far as that is done within 5 seconds.
     pub fn finish(&self, runtime: &Runtime) {
         runtime.block_on(self.files.finish(LAST_LINES));
+    }
+
+    fn detach(&self) -> Result<()> {
+        table::detach_numbered(self.number, self.device.as_deref())
     }
 
     /// Whether any of its files is open.

@@ -16,8 +16,10 @@ pub(super) const TYPE: &str = "fuse.dnpipes";
 
 /// A line of the table of mounts (proc(5), mountinfo).
 pub(super) struct Mounted {
-    /// Unique while it is mounted.
+    /// Unique while it is mounted in this namespace.
     pub(super) number: u64,
+    /// The file system's device, unique as long as that is mounted anywhere, or used.
+    pub(super) device: String,
     /// The number of what it is mounted on.
     parent: u64,
     place: PathBuf,
@@ -40,6 +42,7 @@ impl Mounted {
         Some(Mounted {
             number: number(0)?,
             parent: number(1)?,
+            device: str::from_utf8(field(line, 2)?).ok()?.to_owned(),
             place: PathBuf::from(OsString::from_vec(unescape(field(line, 4)?))),
             kind: String::from_utf8_lossy(tail.nth(1)?).into_owned(),
         })
@@ -158,12 +161,15 @@ fn unmount(path: &Path, flags: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Takes the mount of this number off, wherever it was moved to, but nothing else that is mounted there now.
-pub(super) fn detach_numbered(number: Option<u64>) -> Result<()> {
+/// Takes the mount of this number off, wherever it was moved to, but nothing else that is mounted there now. The kernel may
+/// give the number to another one once it is off: so `device` is to be the same, where it is known.
+pub(super) fn detach_numbered(number: Option<u64>, device: Option<&str>) -> Result<()> {
     let failed = |error| Error::io("looking at the table of mounts", error);
     let mut all = Mounted::all().map_err(failed)?;
-    let own = all.iter().find(|one| Some(one.number) == number);
-    let Some(place) = own.map(|own| own.place.clone()) else {
+    let is_own = |one: &&Mounted| {
+        Some(one.number) == number && device.is_none_or(|device| one.device == device)
+    };
+    let Some(place) = all.iter().find(is_own).map(|own| own.place.clone()) else {
         // Somebody has taken it off already.
         return Ok(());
     };

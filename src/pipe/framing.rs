@@ -121,8 +121,10 @@ impl Piece {
 pub struct Decoded {
     /// The whole messages.
     pub messages: Vec<Bytes>,
-    /// Bytes of the piece that belong to them; the rest begins another message.
+    /// Bytes of the piece that belong to them, or are passed over; the rest begins another message.
     pub whole: usize,
+    /// Bytes at its beginning that are passed over.
+    pub passed: usize,
     /// Why the rest cannot be taken.
     pub refused: Option<Error>,
 }
@@ -152,6 +154,7 @@ impl Decoder {
                 return Decoded {
                     messages: Vec::new(),
                     whole: 0,
+                    passed: 0,
                     refused: Some(self.too_long()),
                 };
             }
@@ -165,6 +168,7 @@ impl Decoder {
                 Decoded {
                     messages: Vec::new(),
                     whole: 0,
+                    passed: 0,
                     refused: (!fits).then(|| self.too_long()),
                 }
             }
@@ -176,12 +180,13 @@ impl Decoder {
         let mut decoded = Decoded {
             messages: Vec::new(),
             whole: 0,
+            passed: 0,
             refused: None,
         };
         let mut ends = memchr::memchr_iter(end, piece);
         if within {
             match ends.next() {
-                Some(at) => decoded.whole = at + 1,
+                Some(at) => (decoded.whole, decoded.passed) = (at + 1, at + 1),
                 None => {
                     decoded.refused = Some(self.too_long());
                     return decoded;
@@ -218,6 +223,7 @@ impl Decoder {
         let mut decoded = Decoded {
             messages: Vec::new(),
             whole: 0,
+            passed: 0,
             refused: None,
         };
         if let Some(header) = self.partial.first_chunk::<HEADER>() {
@@ -267,7 +273,11 @@ impl Decoder {
         if decoded.whole > 0 {
             self.partial.clear();
         }
-        let begins_within = !self.partial.is_empty() || self.trouble != Trouble::None;
+        let begins_within = match self.trouble {
+            Trouble::None => !self.partial.is_empty(),
+            Trouble::Told(told) => !self.partial.is_empty() || told.begins(piece),
+            Trouble::Untold | Trouble::Within | Trouble::Lost => true,
+        };
         match decoded.refused {
             None => {
                 self.trouble = Trouble::None;
@@ -458,5 +468,37 @@ mod tests {
             let error = feed(Frame::Len, 100, &[cut]).expect_err("cut");
             assert_eq!(error.kind(), Kind::InvalidInput);
         }
+    }
+
+    /// Feeds a piece; what was taken of it, if it was not refused, the messages, and the bytes that were passed over.
+    fn written(decoder: &mut Decoder, piece: &'static [u8]) -> (Option<usize>, Vec<Bytes>, usize) {
+        let piece = Bytes::from_static(piece);
+        let decoded = decoder.decode(&piece);
+        let (messages, passed) = (decoded.messages.clone(), decoded.passed);
+        (
+            decoder.accept(&piece, decoded, false).ok(),
+            messages,
+            passed,
+        )
+    }
+
+    #[test]
+    fn of_a_refused_piece_that_is_written_again_the_rest_of_its_line_is_passed_over() {
+        let mut decoder = Decoder::new(Frame::Line, 10);
+        let mut write = |piece| written(&mut decoder, piece);
+        let none: Vec<Bytes> = Vec::new();
+        assert_eq!(write(b"12345"), (Some(5), none.clone(), 0));
+        assert_eq!(write(b"67890ab\nnext\n"), (None, none.clone(), 0));
+        // With what came behind it since.
+        let (taken, messages, passed) = write(b"67890ab\nnext\nmore\n");
+        assert_eq!((taken, passed), (Some(18), 8));
+        assert_eq!(messages, ["next", "more"]);
+        // Another line over the limit is refused as often as it comes.
+        assert_eq!(write(b"12345"), (Some(5), none.clone(), 0));
+        assert_eq!(write(b"67890ab\n"), (None, none.clone(), 0));
+        for _ in 0..3 {
+            assert_eq!(write(b"this-is-too-long\n"), (None, none.clone(), 0));
+        }
+        assert_eq!(write(b"fine\n").1, ["fine"]);
     }
 }

@@ -1,7 +1,7 @@
 //! The writing side of an open file: partial lines for each writing process, and the pushes.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Mutex;
@@ -21,6 +21,8 @@ pub struct Writer {
     frame: Frame,
     limit: usize,
     state: Mutex<State>,
+    /// Who closes a descriptor, until that is done; a signal may have ended it before.
+    closing: std::sync::Mutex<HashSet<u64>>,
 }
 
 #[derive(Default)]
@@ -64,6 +66,7 @@ impl Writer {
             frame,
             limit,
             state: Mutex::default(),
+            closing: std::sync::Mutex::default(),
         }
     }
 
@@ -78,12 +81,11 @@ impl Writer {
     /// As for [`Backend::push`]; nothing of the piece is kept then.
     pub async fn write(&self, owner: u64, piece: Bytes, continued: bool) -> Result<usize> {
         let mut state = self.state.lock().await;
-        if let Some(Stream {
-            closing: Some(_), ..
-        }) = state.streams.get(&owner)
-        {
+        if self.closing().contains(&owner) {
             // One of its descriptors was closed, and nobody waited for the end of that: this is the next line.
-            self.close_stream(&mut state, owner).await?;
+            let closed = self.close_stream(&mut state, owner).await;
+            self.closing().remove(&owner);
+            closed?;
         }
         let all = state.streams.values();
         let kept: usize = all.map(|stream| stream.decoder.kept()).sum();
@@ -129,7 +131,7 @@ impl Writer {
                     let whole = framed_total(self.frame, stored.len() as u64, bytes) as usize;
                     let stream = self.stream(&mut state, owner);
                     (stream.doubtful, stream.failed) = (None, false);
-                    decoded.whole = whole - stream.decoder.kept();
+                    decoded.whole = decoded.passed + whole - stream.decoder.kept();
                     decoded.refused = Some(error);
                     // A short count; the rest, written again, is told why.
                     return stream.decoder.accept(&piece, decoded, continued);
@@ -157,8 +159,15 @@ impl Writer {
     /// # Errors
     /// As for [`Backend::push`], and [`Kind::InvalidInput`] for a cut `len` frame; the line is dropped.
     pub async fn close(&self, owner: u64) -> Result<()> {
+        self.closing().insert(owner);
         let mut state = self.state.lock().await;
-        self.close_stream(&mut state, owner).await
+        let closed = self.close_stream(&mut state, owner).await;
+        self.closing().remove(&owner);
+        closed
+    }
+
+    fn closing(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.closing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn close_stream(&self, state: &mut State, owner: u64) -> Result<()> {

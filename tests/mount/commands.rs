@@ -98,6 +98,24 @@ fn push_reads_standard_input_in_each_framing() {
     );
 }
 
+#[test]
+fn help_is_payload() {
+    for command in ["mount", "push", "pull", "serve"] {
+        for args in [[command, "--help"], ["help", command]] {
+            let output = finish(Command::new(DNPIPES).args(args));
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(
+                output.status.success() && output.stderr.is_empty(),
+                "{output:?}"
+            );
+            assert!(
+                said.contains("http[s]://host:port/") || command == "serve",
+                "{said}"
+            );
+        }
+    }
+}
+
 /// A line from standard input is pushed when it is there, not at the end.
 #[test]
 fn push_does_not_wait_for_the_end_of_standard_input() {

@@ -277,13 +277,15 @@ fn a_mount_that_replaces_a_dead_one_has_the_same_options() {
     }
 }
 
-/// What the table of mounts says of the dnpipes on `path`, without its number and its device's.
+/// What the table of mounts says of the dnpipes on `path`, without its number, its device's, and how it is shared.
 fn options_of(path: &Path) -> String {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let path = format!(" {} ", path.display());
     let mut lines = table.lines().filter(|line| line.contains("fuse.dnpipes"));
     let line = lines.find_map(|line| line.split_once(&path));
-    line.expect("the mount").1.to_owned()
+    let (options, rest) = line.expect("the mount").1.split_once(' ').expect("options");
+    let (_shared, rest) = rest.split_once("- ").expect("the file system");
+    format!("{options} {rest}")
 }
 
 /// A dead mount does not hide what is in the directory from the next daemon.

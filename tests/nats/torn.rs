@@ -3,6 +3,7 @@
 use dnpipes::backend::Backend;
 use dnpipes::error::{Applied, Kind};
 use dnpipes::message::PushId;
+use serde_json::{Value, json};
 
 use crate::services::Services;
 use crate::{Other, batch, client, contents, name, new_id, push};
@@ -59,6 +60,71 @@ async fn a_push_goes_on_behind_what_a_server_kept_of_its_batch() {
             assert_eq!(all, numbers, "{cuts:?}");
         }
     }
+}
+
+/// Changes the stream's settings.
+async fn edit(other: &Other, change: impl Fn(&mut Value)) {
+    let info = other.api("STREAM.INFO.dnpipes-topic", Value::Null).await;
+    let mut config = info["config"].clone();
+    change(&mut config);
+    other.api("STREAM.UPDATE.dnpipes-topic", config).await;
+}
+
+#[tokio::test]
+async fn a_repetition_that_fails_behind_what_a_server_kept_is_repeated_behind_it_too() {
+    let services = Services::start(&["nats-new"]);
+    let numbers = numbers(900);
+    let numbers: Vec<&str> = numbers.iter().map(String::as_str).collect();
+    let (one, other) = (client(&services.url()), Other::new(&services).await);
+    let (pipe, id) = (name("topic"), new_id());
+    push(&one, "topic", &["before"]).await.expect("stored");
+    keep(&other, id, 0, &numbers[..450]).await;
+    edit(&other, |config| {
+        config["max_msgs"] = json!(451);
+        config["discard"] = json!("new");
+    })
+    .await;
+    let error = one.push(&pipe, id.again(), batch(&numbers)).await;
+    assert_eq!(error.expect_err("no room").kind(), Kind::Full);
+    edit(&other, |config| config["max_msgs"] = json!(-1)).await;
+    one.push(&pipe, id.again(), batch(&numbers))
+        .await
+        .expect("stored");
+    let mut all = contents(&one, "topic").await;
+    assert_eq!(all.remove(0), "before");
+    assert_eq!(all, numbers);
+}
+
+/// There is nothing to hear of messages that were deleted one by one.
+#[tokio::test]
+async fn a_search_among_messages_that_were_deleted_ends() {
+    let services = Services::start(&["nats-new"]);
+    let (pipe, id) = (name("topic"), new_id());
+    push(&client(&services.url()), "topic", &["before"])
+        .await
+        .expect("stored");
+    let one = client(&services.url());
+    // By now it knows the stream, with one message.
+    push(&one, "topic", &["more"]).await.expect("stored");
+    let server = services.server().name;
+    services.tell("stop", &server);
+    let error = one.push(&pipe, id, batch(&["a", "b"])).await;
+    assert_eq!(
+        error.expect_err("it stands still").kind(),
+        Kind::Unreachable
+    );
+    services.tell("kill", &server);
+    services.tell("start", &server);
+    let other = Other::new(&services).await;
+    other.publish("dnpipes-topic", "other").await;
+    for seq in [2, 3] {
+        let deleted = json!({ "seq": seq });
+        other.api("STREAM.MSG.DELETE.dnpipes-topic", deleted).await;
+    }
+    one.push(&pipe, id.again(), batch(&["a", "b"]))
+        .await
+        .expect("stored");
+    assert_eq!(contents(&one, "topic").await, ["before", "a", "b"]);
 }
 
 /// The server remembers identities by then, but those of no torn batch.

@@ -107,6 +107,11 @@ impl Headings<'_> {
                         // They were dropped meanwhile.
                         _ => return Ok(()),
                     }
+                    // All may have been deleted one by one, or have come to their own end.
+                    match link.single(stream, self.next).await? {
+                        Some(single) if single.seq < self.end => {}
+                        _ => return Ok(()),
+                    }
                     // A server that was started anew since does not know the consumer, and does not say so.
                     let link = Arc::clone(link);
                     let Some(another) = Feed::open(link, stream, self.next, true).await? else {

@@ -109,7 +109,9 @@ impl Push {
             next = found.map_or(0, |found| found.index + 1);
             stream = known;
         }
-        self.turn.begin(stream.position(stream.last));
+        if !self.id.repeated {
+            self.turn.begin(stream.position(stream.last));
+        }
         if self.wanted.strong_count() == 0 {
             // What was reported as failed must not be stored long after, behind a reset perhaps.
             return Err(Error::new(Kind::Interrupted, "given up").maybe_applied());
@@ -217,6 +219,7 @@ impl Push {
         }
         let (way, count) = self.free_way(stream, next);
         self.turn.note(Group {
+            begin: next,
             end: next + count,
             whole: matches!(way, Way::Whole) && count > 1,
         });

@@ -28,6 +28,8 @@ pub(super) struct Tried {
 /// Messages that went the same way, behind those of the group before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Group {
+    /// Its first message.
+    pub(super) begin: usize,
     /// Behind its last message.
     pub(super) end: usize,
     /// Whether they are an atomic batch.
@@ -96,7 +98,9 @@ impl Turn {
     /// The group to which message `index` belonged.
     pub(super) fn group(&self, index: usize) -> Option<Group> {
         let groups = &self.tried.groups;
-        groups.iter().copied().find(|group| index < group.end)
+        let all = groups.iter().copied();
+        all.into_iter()
+            .find(|group| (group.begin..group.end).contains(&index))
     }
 
     /// Notes how the next messages go. To be called before the first one does.

@@ -29,6 +29,9 @@ const OLDEST_VERSION: u32 = 7;
 /// Of so many pipes it is said that they expire: a database may be full of such.
 const EXPIRING: usize = 64;
 
+/// How long a connection that seems to be dead is asked whether it is.
+const PING: Duration = Duration::from_secs(1);
+
 /// Keys that one request of a listing looks at.
 const SCAN: usize = 1000;
 
@@ -60,11 +63,10 @@ impl Lane {
         Some((current.generation, current.link.clone()?))
     }
 
-    /// Whether the connection is silent for too long; those who asked may have stopped waiting before that.
-    fn is_silent(&self) -> bool {
-        let current = self.current();
-        let since = current.silent_since.filter(|_| current.link.is_some());
-        since.is_some_and(|since| since.elapsed() > ANSWER)
+    /// The connection, if it is silent for long; those who asked may have stopped waiting before that.
+    fn silent(&self) -> Option<(u64, Link)> {
+        let since = self.current().silent_since?;
+        self.usable().filter(|_| since.elapsed() > ANSWER)
     }
 
     fn take(&self, link: Link) -> u64 {
@@ -168,8 +170,13 @@ impl Client {
 
     /// The lane's connection; another one if it broke.
     async fn link(self: &Arc<Self>, lane: &Arc<Lane>) -> Result<(u64, Link)> {
-        if lane.is_silent() {
-            self.renew();
+        if let Some((generation, mut link)) = lane.silent() {
+            // Who asked may have stopped waiting just before the answer.
+            let asked = one_node(&mut link, redis::cmd("PING"));
+            match tokio::time::timeout(PING, asked).await {
+                Ok(Ok(_)) => lane.has_answered(generation),
+                Ok(Err(_)) | Err(_) => self.renew(),
+            }
         }
         if let Some(usable) = lane.usable() {
             return Ok(usable);
@@ -180,8 +187,10 @@ impl Client {
 
     /// Has whoever asks next connect anew: to another server.
     pub(super) fn connect_anew(&self) {
-        self.renew();
+        self.connector.forget_server();
+        // Before the lanes are made anew: whoever is connecting looks at it last.
         self.failovers.send_modify(|count| *count += 1);
+        self.renew();
     }
 
     fn renew(&self) {
