@@ -184,7 +184,11 @@ impl BrokerUrl {
     }
 }
 
-fn decoded(text: &str, what: &str) -> Result<String, String> {
+/// A part of a URL as it is meant.
+///
+/// # Errors
+/// That `what` is not text.
+pub(super) fn decoded(text: &str, what: &str) -> Result<String, String> {
     let text = percent_decode_str(text).decode_utf8();
     text.map(String::from)
         .map_err(|_| format!("{what} is not text"))

@@ -1,11 +1,11 @@
 //! The source's URL: `http[s]://host[:port][/path][?ca=FILE&cert=FILE&key=FILE]`.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
-use percent_encoding::percent_decode_str;
 use reqwest::Url;
+
+use crate::backend::broker::decoded;
 
 /// Where a gateway is, and how to trust it.
 #[derive(Clone, PartialEq, Eq)]
@@ -34,11 +34,7 @@ impl HttpUrl {
         }
         let token = base.password().or(Some(base.username()));
         let token = token.filter(|token| !token.is_empty());
-        let decoded = token.map(|token| percent_decode_str(token).decode_utf8());
-        let token = match decoded.transpose() {
-            Ok(token) => token.map(Cow::into_owned),
-            Err(_) => return Err("its token is no UTF-8".to_owned()),
-        };
+        let token = token.map(|token| decoded(token, "the token")).transpose()?;
         let (mut ca, mut cert, mut key) = (None, None, None);
         for (name, value) in base.query_pairs() {
             let known = match name.as_ref() {
@@ -100,6 +96,18 @@ mod tests {
         assert_eq!(url.token.as_deref(), Some("s3cret"));
         assert_eq!(url.ca, Some("/a.pem".into()));
         assert!(!format!("{url} {url:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn a_token_is_written_as_parts_of_a_url_are() {
+        let token = |url| HttpUrl::parse(url).map(|url| url.token);
+        let padded = Ok(Some("Zm9v==".to_owned()));
+        assert_eq!(token("http://:Zm9v%3D%3D@host/"), padded);
+        assert_eq!(token("http://Zm9v==@host/"), padded);
+        assert_eq!(
+            token("http://:%FF@host/"),
+            Err("the token is not text".to_owned())
+        );
     }
 
     #[test]

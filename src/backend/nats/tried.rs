@@ -97,10 +97,8 @@ impl Turn {
 
     /// The group to which message `index` belonged.
     pub(super) fn group(&self, index: usize) -> Option<Group> {
-        let groups = &self.tried.groups;
-        let all = groups.iter().copied();
-        all.into_iter()
-            .find(|group| (group.begin..group.end).contains(&index))
+        let mut groups = self.tried.groups.iter().copied();
+        groups.find(|group| (group.begin..group.end).contains(&index))
     }
 
     /// Notes how the next messages go. To be called before the first one does.
