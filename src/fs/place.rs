@@ -1,13 +1,17 @@
 //! The mountpoint, and what may stand in the way there.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::remount::{self, Fresh, Wanted};
 use super::table::{self, Mounted, TYPE, detach};
 use crate::error::{Error, Kind, Result};
+
+/// How long another daemon may be mounting in the same directory.
+const TURN: Duration = Duration::from_secs(5);
 
 /// Where and how to mount.
 #[derive(Debug, Clone)]
@@ -29,23 +33,62 @@ impl Place {
     }
 }
 
-/// The mountpoint's absolute path, free to be mounted on. Where a killed daemon has left its mount and this user may do
-/// so, it is replaced by a fresh one; otherwise it is detached.
-pub(super) fn prepare(place: &Place) -> Result<(PathBuf, Option<Fresh>)> {
+/// A mountpoint that is free to be mounted on.
+pub(super) struct Prepared {
+    /// Its absolute path.
+    pub(super) path: PathBuf,
+    /// What has been mounted there already.
+    pub(super) fresh: Option<Fresh>,
+    /// Of two daemons that start at once, one would mount over the other. To be held until the mount is served.
+    pub(super) turn: Option<File>,
+}
+
+/// Makes the mountpoint free. Where a killed daemon has left its mount and this user may do so, it is replaced by a
+/// fresh one; otherwise it is detached.
+pub(super) fn prepare(place: &Place) -> Result<Prepared> {
     let mountpoint = &place.mountpoint;
     let named = |error| Error::io(format!("the mountpoint {}", mountpoint.display()), error);
     let path = resolve(mountpoint).map_err(named)?;
-    while let (Some(top), beneath) = Mounted::on(&path).map_err(named)? {
-        match fs::metadata(&path) {
+    let turn = path.parent().and_then(turn);
+    let fresh = make_free(place, &path)?;
+    Ok(Prepared { path, fresh, turn })
+}
+
+/// The turn to mount in `directory`, until it is dropped; `None` where others keep it, or this user may not look into the
+/// directory: that is no reason not to mount.
+fn turn(directory: &Path) -> Option<File> {
+    let start = Instant::now();
+    let file = File::open(directory)
+        .inspect_err(|error| log::debug!("opening {}: {error}", directory.display()))
+        .ok()?;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Some(file),
+            Err(TryLockError::WouldBlock) if start.elapsed() < TURN => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => {
+                log::info!("{}: mounting without a lock: {error}", directory.display());
+                return None;
+            }
+        }
+    }
+}
+
+/// Makes `path` free to be mounted on, or mounts there in the place of a dead mount.
+fn make_free(place: &Place, path: &Path) -> Result<Option<Fresh>> {
+    let named = |error| Error::io(format!("the mountpoint {}", path.display()), error);
+    while let (Some(top), beneath) = Mounted::on(path).map_err(named)? {
+        match fs::metadata(path) {
             Err(error) if top.kind == TYPE && is_of_the_dead(&error) => {
                 let shown = path.display();
                 log::warn!("{shown}: replacing what a daemon that is gone has left");
                 // Another process may replace it meanwhile.
-                let Some(dead) = table::root_of(&path, top.number).map_err(named)? else {
+                let Some(dead) = table::root_of(path, top.number).map_err(named)? else {
                     continue;
                 };
-                match replace(place, &path, dead.as_fd(), beneath.as_ref()) {
-                    Ok(Some(fresh)) => return Ok((path, Some(fresh))),
+                match replace(place, path, dead.as_fd(), beneath.as_ref()) {
+                    Ok(Some(fresh)) => return Ok(Some(fresh)),
                     Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                         let why = format!(
                             "the mountpoint {shown} is not empty beneath what a daemon that is gone has left; \
@@ -56,8 +99,8 @@ pub(super) fn prepare(place: &Place) -> Result<(PathBuf, Option<Fresh>)> {
                     Ok(None) => {}
                     Err(error) => log::info!("{shown}: detaching it first: {error}"),
                 }
-                match table::detach_opened(&path, dead.as_fd()) {
-                    Err(error) if error.raw_os_error() == Some(libc::EPERM) => detach(&path)?,
+                match table::detach_opened(path, dead.as_fd()) {
+                    Err(error) if error.raw_os_error() == Some(libc::EPERM) => detach(path)?,
                     done => done.map_err(named)?,
                 }
             }
@@ -70,13 +113,13 @@ pub(super) fn prepare(place: &Place) -> Result<(PathBuf, Option<Fresh>)> {
             _ => break,
         }
     }
-    if !fs::metadata(&path).map_err(named)?.is_dir() {
+    if !fs::metadata(path).map_err(named)?.is_dir() {
         return Err(Error::new(
             Kind::InvalidInput,
             format!("the mountpoint {} is not a directory", path.display()),
         ));
     }
-    if fs::read_dir(&path).map_err(named)?.next().is_some() {
+    if fs::read_dir(path).map_err(named)?.next().is_some() {
         return Err(Error::new(
             Kind::InvalidInput,
             format!(
@@ -85,7 +128,7 @@ pub(super) fn prepare(place: &Place) -> Result<(PathBuf, Option<Fresh>)> {
             ),
         ));
     }
-    Ok((path, None))
+    Ok(None)
 }
 
 /// What the kernel answers for a mount whose daemon is gone.

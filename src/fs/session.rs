@@ -18,8 +18,8 @@ use super::device;
 use super::files::Files;
 pub use super::files::Options;
 use super::interrupt::Interrupts;
-use super::place;
 pub use super::place::Place;
+use super::place::{self, Prepared};
 use super::pump::Pump;
 use super::table::{self, Mounted, TYPE};
 use crate::backend::Backend;
@@ -53,7 +53,11 @@ pub fn mount(
     runtime: &Arc<Runtime>,
     ended: impl FnOnce() + Send + Sync + 'static,
 ) -> Result<Mount> {
-    let (mountpoint, fresh) = place::prepare(place)?;
+    let Prepared {
+        path: mountpoint,
+        fresh,
+        turn: _turn,
+    } = place::prepare(place)?;
     let number = fresh.as_ref().map(|fresh| fresh.number);
     // A start that fails must not leave a mount that keeps its users waiting. One of fuser's own it takes off itself.
     let unserved = scopeguard::guard(number, |number| {

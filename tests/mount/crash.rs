@@ -546,6 +546,43 @@ fn a_daemon_in_the_background_answers_when_it_is_ready() {
     fs::remove_dir(&place.mountpoint).expect("the mountpoint is free");
 }
 
+/// Of daemons that start at once on one mountpoint, a free one or where a killed daemon has left its mount, one mounts,
+/// and nothing stays of the others.
+#[test]
+fn of_daemons_that_start_at_once_one_mounts() {
+    const ROUNDS: usize = 5;
+    const STARTS: usize = 4;
+    let place = Background::new();
+    for round in 0..ROUNDS {
+        let starts: Vec<Running> = (0..STARTS)
+            .map(|_| {
+                let mut command = Command::new(DNPIPES);
+                command.args(["mount", "--daemon", "memory:"]);
+                Running::start(command.arg(&place.mountpoint))
+            })
+            .collect();
+        let outputs = starts.into_iter().map(Running::finish);
+        let (mounted, refused): (Vec<_>, Vec<_>) =
+            outputs.partition(|output| output.status.success());
+        assert_eq!(mounted.len(), 1, "round {round}: {mounted:?} {refused:?}");
+        for output in refused {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(errors.contains("mounted there already"), "{errors}");
+        }
+        assert_eq!(mounts_on(&place.mountpoint), 1, "round {round}");
+        assert_eq!(place.out("echo works > topic; cat topic"), "works\n");
+        let last = match round == ROUNDS - 1 {
+            true => libc::SIGTERM,
+            false => libc::SIGKILL,
+        };
+        let daemons = place.daemons();
+        assert_eq!(daemons.len(), 1, "round {round}");
+        daemons[0].signal(last);
+        assert!(daemons[0].ends_within(Duration::from_secs(10)));
+    }
+    fs::remove_dir(&place.mountpoint).expect("the mountpoint is free");
+}
+
 /// The daemon keeps nothing open that the starter had: whoever waits for its end, or for its lock, does not wait for the
 /// daemon.
 #[test]
