@@ -32,7 +32,7 @@ fn head(seq: u32, first: bool) -> String {
     };
     format!(
         "POST /v1/pipes/topic/messages HTTP/1.1\r\nHost: localhost\r\n{attempt}\
-         Idempotency-Key: \"000102030405060708090a0b0c0d0e0f-{seq}\"\r\n\
+         Idempotency-Key: \"dnpipes-000102030405060708090a0b0c0d0e0f-{seq}\"\r\n\
          Content-Type: application/vnd.dnpipes.len\r\nContent-Length: {}\r\n\r\n",
         BODY.len()
     )
@@ -90,6 +90,22 @@ fn a_first_try_that_comes_when_its_client_has_gone_on_is_refused_unless_it_is_as
         assert_eq!((push(7, true), push(6, true)), (200, 409));
         let messages = format!("{}v1/pipes/topic/messages", gateway.url());
         assert_eq!(get(&messages, &[]), "order\n");
+    }
+}
+
+/// Also one with a number in it, in whatever order they come: only a mount's own keys say what is behind what.
+#[test]
+fn every_key_is_a_push_of_its_own() {
+    for (gateway, _folder) in gateways() {
+        let messages = format!("{}v1/pipes/topic/messages", gateway.url());
+        let push = |number: u32| {
+            let key = format!("Idempotency-Key: \"000102030405060708090a0b0c0d0e0f-{number}\"");
+            get(&messages, &["-d", &number.to_string(), "-H", &key])
+        };
+        let numbers = [3, 1, 2];
+        let pushed = numbers.map(push);
+        assert_eq!(numbers.map(push), pushed);
+        assert_eq!(get(&messages, &[]), "3\n1\n2\n");
     }
 }
 

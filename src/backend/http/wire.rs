@@ -44,10 +44,14 @@ pub const FIRST: &str = "first";
 /// How often a stream that has nothing to say says so, in seconds.
 pub const HEARTBEAT: u64 = 5;
 
-/// A push's identity as the value of [`KEY`]: 32 hexadecimal digits, a dash, a number.
+/// What the keys of mounts and commands begin with. Those of other programs, which may look as they like, must not be
+/// taken for such: of these a store remembers one producer's last number only, and takes those below it for stored.
+const OWN: &str = "dnpipes-";
+
+/// A push's identity as the value of [`KEY`]: a mark, 32 hexadecimal digits, a dash, a number.
 pub fn key(id: PushId) -> String {
     let producer = u128::from_be_bytes(*id.producer.as_bytes());
-    format!("\"{producer:032x}-{}\"", id.seq)
+    format!("\"{OWN}{producer:032x}-{}\"", id.seq)
 }
 
 /// The identity that a value of [`KEY`] stands for. Other values than those of [`key`] are taken as they
@@ -63,7 +67,8 @@ pub fn identity(key: &[u8]) -> Result<PushId> {
         ));
     }
     let own = str::from_utf8(key).ok().and_then(|text| {
-        let (producer, seq) = text.strip_prefix('"')?.strip_suffix('"')?.split_once('-')?;
+        let text = text.strip_prefix('"')?.strip_suffix('"')?;
+        let (producer, seq) = text.strip_prefix(OWN)?.split_once('-')?;
         let is_hex = producer.len() == 32 && producer.bytes().all(|b| b.is_ascii_hexdigit());
         let producer = u128::from_str_radix(producer, 16).ok().filter(|_| is_hex)?;
         // As many as every store can hold.
@@ -545,6 +550,8 @@ mod tests {
         let (one, two) = (one.expect("legal"), two.expect("legal"));
         assert_eq!(one, identity(b"order-1").expect("the same"));
         assert!(one.producer != two.producer && one.repeated);
+        let bare = key(id).replace(OWN, "");
+        assert_ne!(identity(bare.as_bytes()).expect("legal"), id.again());
         assert!(identity(b"").is_err() && identity(&[b'x'; 257]).is_err());
     }
 
