@@ -17,6 +17,7 @@ mod reading;
 mod redis;
 mod redis_bulk;
 mod redis_copies;
+mod redis_news;
 mod refusals;
 mod remote;
 mod sharing;

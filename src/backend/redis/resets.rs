@@ -1,9 +1,10 @@
 //! Resets by others, as the server tells of them.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use redis::aio::{AsyncPushSender, SendError};
-use redis::{PushInfo, PushKind};
+use redis::{PushInfo, PushKind, Value};
 use tokio::sync::oneshot;
 
 use super::client::{Client, within};
@@ -14,6 +15,9 @@ use crate::backend::Fut;
 use crate::backend::ear::{Ear, Hearing, Hints};
 use crate::backend::floor::Floors;
 use crate::name::PipeName;
+
+/// How often the server is asked for a sign of life where it has no resets to tell of.
+const PULSE: Duration = Duration::from_secs(5);
 
 /// Lets the readers here know of resets, by whomever.
 struct Resets {
@@ -40,6 +44,27 @@ impl AsyncPushSender for Resets {
             self.hints.note(&self.floors, pipe, floor);
         }
         Ok(())
+    }
+}
+
+/// Ends when `link` answers no more. TCP does not notice where something between here and the server takes what is sent,
+/// and does not pass it on.
+async fn silence(link: &mut Link) {
+    loop {
+        tokio::time::sleep(PULSE).await;
+        let ping = redis::cmd("PING");
+        let pinged = async {
+            match link {
+                Link::Single(link) => ping.query_async::<Value>(link).await,
+                // Whichever node tells of resets: it asks all masters.
+                Link::Cluster(link) => ping.query_async(link).await,
+            }
+        };
+        // A refusal is an answer, and the end of a connection is told.
+        if let Err(error) = within("asking for a sign of life", pinged).await {
+            log::debug!("listening for resets: {error}");
+            return;
+        }
     }
 }
 
@@ -85,6 +110,7 @@ impl Ear for Client {
                     // Nothing is sent, only dropped.
                     _ = ended => {}
                     _ = failovers.changed() => {}
+                    () = silence(&mut link) => {}
                 }
                 drop(link);
             };
