@@ -19,11 +19,22 @@ fn main() -> ExitCode {
     }
 }
 
+/// Blocks of memory, in bytes, that go back to the system at once when they are freed. Requests of the kernel are smaller.
+#[cfg(target_env = "gnu")]
+const LARGE: libc::c_int = 4 << 20;
+
 /// What concerns the whole process.
 fn settle() {
     // A file that grows over the limit (ulimit -f) is an error, as one on a full disk is, and not the end.
     // SAFETY: a signal that exists, and no handler of ours.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    // By itself malloc(3) comes to keep blocks as large as the largest that was ever freed, in an arena for each thread:
+    // some hundred MiB, behind a few messages of 16 MiB.
+    // SAFETY: a setting that exists, and a size in its range.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+    }
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         told(panic);

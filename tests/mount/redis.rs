@@ -582,18 +582,8 @@ fn many_large_entries_are_read_in_little_memory() {
         mount.out("cat big | wc -c").trim(),
         (200 * (4 * 1024 * 1024 + 1)).to_string()
     );
-    assert!(peak(&mount) < 128 << 10, "{} KiB", peak(&mount));
-}
-
-/// The most memory that the daemon ever had, in KiB.
-fn peak(mount: &Mount) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).expect("its status");
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .expect("its peak");
-    let peak = peak.trim().trim_end_matches(" kB");
-    peak.parse().expect("a number")
+    let peak = mount.kib_of("VmHWM");
+    assert!(peak < 128 << 10, "{peak} KiB");
 }
 
 /// Each that is looked at by itself keeps the server from others for as long as a push does.
@@ -638,7 +628,8 @@ fn large_entries_behind_small_ones_are_followed_in_little_memory() {
         "redis EVAL \"for i = 1, 60 do redis.call('XADD', 'dnpipes:big', '*', 'data', string.rep('x', 4 * 1024 * 1024)) end\" 0",
     );
     assert_eq!(reader.line(), "0");
-    assert!(peak(&mount) < 128 << 10, "{} KiB", peak(&mount));
+    let peak = mount.kib_of("VmHWM");
+    assert!(peak < 128 << 10, "{peak} KiB");
 }
 
 #[test]

@@ -266,6 +266,16 @@ impl Mount {
         self.daemon.id()
     }
 
+    /// What the daemon's memory comes to, in KiB, by one of the words of proc(5): `VmRSS` now, `VmHWM` at the most.
+    pub(crate) fn kib_of(&self, word: &str) -> u64 {
+        let status = format!("/proc/{}/status", self.pid());
+        let status = fs::read_to_string(status).expect("its status");
+        let mut lines = status.lines();
+        let line = lines.find_map(|line| line.strip_prefix(word)?.strip_prefix(':'));
+        let size = line.expect("the word").trim().trim_end_matches(" kB");
+        size.parse().expect("a number")
+    }
+
     /// What the daemon has logged.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()

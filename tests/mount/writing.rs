@@ -607,3 +607,22 @@ fn a_mount_with_bad_options_does_not_start() {
         assert!(output.stdout.is_empty() && !output.stderr.is_empty());
     }
 }
+
+/// What large messages need is given back once they are stored, or read.
+#[test]
+fn large_messages_leave_little_memory_behind() {
+    let store = Store::new();
+    let mount = Mount::new(&store.fast_url(), &[]);
+    mount.out(
+        "for each in 1 2 3 4; do
+            head -c 16M /dev/zero | dd of=topic@file bs=1M iflag=fullblock status=none &
+        done
+        wait
+        for each in 1 2 3 4; do
+            cat topic@snapshot,file > /dev/null &
+        done
+        wait",
+    );
+    let kept = mount.kib_of("VmRSS");
+    assert!(kept < 64 << 10, "{kept} KiB");
+}
