@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::gateway::Gateway;
 use crate::support::{DNPIPES, Mount, PYTHON, Store, finish, wait_for};
 
 /// A folder with an empty one in it to mount on; what a test mounts below it is unmounted when dropped.
@@ -521,6 +522,47 @@ fn a_copy_by_vacuum_into_is_a_store() {
         .out("echo more > topic; wc -l < topic; truncate -s 0 topic; echo new > topic; cat topic");
     assert_eq!(more, "1001\nnew\n");
     assert_eq!(mount.out("wc -l < topic"), "1000\n");
+}
+
+/// What is pushed to a store that was set back has numbers that its readers have seen: they must not pass it over in
+/// silence. Nor must those of a gateway, which begin behind what they have got.
+#[test]
+fn a_reader_of_a_store_that_was_set_back_is_told() {
+    let store = Store::new();
+    let mut gateway = Gateway::start(&store.url(), &[]);
+    let mount = Mount::new(&gateway.url(), &[]);
+    mount.out("seq 3 > topic");
+    let copy = store.folder().join("copy.db");
+    fs::copy(store.database(), &copy).expect("a copy");
+    let program = "
+import sqlite3, sys
+source, target = map(sqlite3.connect, sys.argv[1:])
+source.backup(target)
+";
+    python(program, &[&store.database(), &copy]);
+    mount.out("echo 4 > topic");
+    let mut local = store.spawn("dnpipes pull topic@follow");
+    let mut remote = mount.spawn("exec cat topic@follow");
+    for reader in [&mut local, &mut remote] {
+        for number in 1..=4 {
+            assert_eq!(reader.line(), number.to_string());
+        }
+    }
+    python(program, &[&copy, &store.database()]);
+    // The local one looks when something is pushed; the gateway's when it is asked anew.
+    gateway = gateway.crash_and_restart();
+    assert_eq!(local.finish().status.code(), Some(1));
+    let failed = remote.finish();
+    let errors = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(errors.contains("Input/output error"), "{errors}");
+    assert!(
+        mount.log().contains("the store was set back"),
+        "{}",
+        mount.log()
+    );
+    store.out("dnpipes push topic new");
+    assert_eq!(mount.out("cat topic"), "1\n2\n3\nnew\n");
+    drop(gateway);
 }
 
 /// A store of a later version is refused by its number, and kept.

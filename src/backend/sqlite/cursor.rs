@@ -90,27 +90,51 @@ impl Cursor {
     }
 
     fn fetch(&mut self, limit: Limit) -> Result<Vec<Message>> {
-        for row in self.fetch_rows(limit)? {
+        let Some(rows) = self.fetch_rows(limit)? else {
+            let read = self.next - 1;
+            let why = format!(
+                "the messages up to {read} were read, and are not there any more: the store was set back; open it anew"
+            );
+            return Err(self.damaged(why));
+        };
+        for row in rows {
             self.hold(row)?;
         }
         Ok(self.take(limit))
     }
 
-    fn fetch_rows(&mut self, limit: Limit) -> Result<Vec<Row>> {
+    /// The next rows; `None` where the pipe ends before them.
+    fn fetch_rows(&mut self, limit: Limit) -> Result<Option<Vec<Row>>> {
         let store = Arc::clone(&self.store);
         store.read("reading", |connection| {
             if self.row.is_some() && self.is_current() {
                 let rows = self.rows(connection, limit)?;
+                let is_true = !rows.is_empty() || self.is_within(connection)?;
                 // Still: then no other pipe has got the slot, and nothing was swept.
-                if self.store.bell.check().is_ok() && self.is_current() {
-                    return Ok(rows);
+                if is_true && self.store.bell.check().is_ok() && self.is_current() {
+                    return Ok(Some(rows));
                 }
             }
-            // Both of one moment.
+            // All of one moment.
             let moment = connection.unchecked_transaction()?;
             self.look(&moment)?;
-            self.rows(&moment, limit)
+            let rows = self.rows(&moment, limit)?;
+            let is_true = !rows.is_empty() || self.is_within(&moment)?;
+            Ok(is_true.then_some(rows))
         })
+    }
+
+    /// Whether the pipe, which has no more rows, ends where this reader stands, and not before: as in a store that was set
+    /// back to a backup. What is pushed then would have numbers that were read before, and be passed over.
+    fn is_within(&self, connection: &Connection) -> rusqlite::Result<bool> {
+        match &self.row {
+            Some(log) if self.held.is_empty() => {
+                let log = log.clone().with_tail(connection)?;
+                // Nobody has read a message of the greatest number: it stands for the end of an incarnation.
+                Ok(self.next <= log.next() || self.next == u64::MAX)
+            }
+            _ => Ok(true),
+        }
     }
 
     /// Whether no pipe was reset or removed since the last look.

@@ -259,6 +259,7 @@ impl Drop for Store {
 }
 
 /// A pipe's row, and the end of its log.
+#[derive(Clone)]
 struct Log {
     id: u64,
     slot: u64,
@@ -269,6 +270,7 @@ struct Log {
     tail: Option<Tail>,
 }
 
+#[derive(Clone)]
 struct Tail {
     last: u64,
     total: u64,
