@@ -5,7 +5,9 @@ mod gateway;
 
 mod access;
 mod badinput;
+mod between;
 mod curl;
+mod cut;
 mod impostor;
 mod load;
 mod openapi;

@@ -160,7 +160,9 @@ impl Client {
 
     /// Sends, and reads the answer's document.
     pub(super) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
-        parse(self.send(request).await?, MOST).await
+        let response = self.send(request).await?;
+        // What was asked for is done, though it is not known what came of it.
+        parse(response, MOST).await.map_err(Error::maybe_applied)
     }
 
     /// What a failed request means.
@@ -209,11 +211,24 @@ async fn checked(response: Response) -> Result<Response> {
         .headers()
         .get(CONTENT_TYPE)
         .is_some_and(|value| value == wire::PROBLEM);
-    if typed
-        && let Ok(problem) = parse::<wire::Problem>(response, MOST_OF_PROBLEM).await
-        && let Some(error) = problem.error()
-    {
-        return Err(translated(error));
+    if typed {
+        match parse::<wire::Problem>(response, MOST_OF_PROBLEM).await {
+            Ok(problem) => {
+                if let Some(error) = problem.error() {
+                    return Err(translated(error));
+                }
+            }
+            // A gateway's, of which the reason is lost: asked again, it says it whole.
+            Err(error) if error.kind() == Kind::Unreachable => {
+                return Err(match status {
+                    // There was nothing that could have been changed.
+                    StatusCode::NOT_FOUND => error,
+                    _ => error.maybe_applied(),
+                });
+            }
+            // No gateway's.
+            Err(_) => {}
+        }
     }
     Err(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
