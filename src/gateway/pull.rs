@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::stream::{self, BoxStream, StreamExt};
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
@@ -129,24 +129,28 @@ pub(super) async fn pull(
         gateway.backend.stat(&pipe.name).await?;
     }
     let mut source = open(&*gateway.backend, &pipe.name, start).await?;
-    let until = match (follow, wait) {
-        (true, _) => Until::Ever,
-        (false, Some(wait)) => Until::Some(Instant::now() + wait),
+    let left = query.limit.unwrap_or(u64::MAX);
+    let floor = source.floor();
+    let messages = match (follow, wait) {
+        (true, _) => Messages::ThatCome(coming(source, limit(left, None))),
+        (false, Some(wait)) => Messages::Until(source, End::First(Instant::now() + wait)),
         // Pinned, so that it ends also where others push faster than this is read.
-        (false, None) => Until::Bound(source.end().await?.min(before.unwrap_or(Position::MAX))),
+        (false, None) => {
+            let end = source.end().await?.min(before.unwrap_or(Position::MAX));
+            Messages::Until(source, End::Bound(end))
+        }
     };
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stream = Pull {
-        floor: source.floor(),
+        messages,
+        floor,
         told: Position::MIN,
         resets: gateway.resets.subscribe(),
         ending: gateway.ending.subscribe(),
         said: Instant::now(),
-        left: query.limit.unwrap_or(u64::MAX),
-        source,
+        left,
         format,
-        until,
         look,
         _reader: metrics::READERS.held(),
     };
@@ -176,19 +180,43 @@ pub(super) async fn pull(
     Ok((headers, Body::from_stream(body)).into_response())
 }
 
+/// What a pull delivers.
+enum Messages {
+    ThatCome(BoxStream<'static, Result<Vec<Message>>>),
+    Until(Box<dyn Source>, End),
+}
+
 /// How long a pull goes on.
-enum Until {
-    Ever,
+#[derive(Clone, Copy)]
+enum End {
     /// Everything before this position.
     Bound(Position),
     /// For the first message until then.
-    Some(Instant),
+    First(Instant),
+}
+
+/// What comes, for ever. The source goes on with what it was asked for while nobody waits for it: asked anew
+/// again and again, one that is slow, or away, would begin anew each time.
+fn coming(source: Box<dyn Source>, limit: Limit) -> BoxStream<'static, Result<Vec<Message>>> {
+    stream::unfold(source, move |mut source| async move {
+        let messages = source.next(limit).await;
+        Some((messages, source))
+    })
+    .boxed()
+}
+
+/// What is fetched at a time for a reader who wants `left` messages more.
+fn limit(left: u64, before: Option<Position>) -> Limit {
+    Limit {
+        // Who wants one message more does not fetch many.
+        max_bytes: if left == 1 { 1 } else { FETCH },
+        before,
+    }
 }
 
 struct Pull {
-    source: Box<dyn Source>,
+    messages: Messages,
     format: Format,
-    until: Until,
     /// Messages that may still be sent.
     left: u64,
     floor: Arc<dyn Floor>,
@@ -209,46 +237,47 @@ impl Pull {
             return Ok(None);
         }
         let mut out = Vec::new();
-        match self.until {
-            Until::Bound(bound) => {
-                let limit = self.limit(Some(bound));
-                let messages = self.source.next(limit).await?;
-                if messages.is_empty() {
-                    return Ok(None);
-                }
-                self.put(messages, &mut out);
-            }
-            Until::Some(deadline) => {
-                if *self.ending.borrow() {
-                    return Ok(None);
-                }
-                let limit = self.limit(None);
-                let messages = tokio::select! {
-                    messages = timeout_at(deadline, self.source.next(limit)) => messages,
-                    _ = self.ending.changed() => return Ok(None),
-                };
-                let Ok(messages) = messages else {
-                    return Ok(None);
-                };
-                self.put(messages?, &mut out);
-                self.until = Until::Bound(self.source.end().await?);
-            }
-            Until::Ever => {
-                if !self.follow(&mut out).await? {
-                    return Ok(None);
-                }
-            }
+        let goes_on = match self.messages {
+            Messages::ThatCome(_) => self.follow(&mut out).await?,
+            Messages::Until(..) => self.go_on(&mut out).await?,
+        };
+        if !goes_on {
+            return Ok(None);
         }
         self.said = Instant::now();
         Ok(Some(out.into()))
     }
 
-    fn limit(&self, before: Option<Position>) -> Limit {
-        Limit {
-            // Who wants one message more does not fetch many.
-            max_bytes: if self.left == 1 { 1 } else { FETCH },
-            before,
-        }
+    /// Takes what there is up to the end; false if that is reached.
+    async fn go_on(&mut self, out: &mut Vec<u8>) -> Result<bool> {
+        let Messages::Until(source, end) = &mut self.messages else {
+            return Ok(false);
+        };
+        let bound = match *end {
+            End::Bound(bound) => bound,
+            End::First(deadline) => {
+                if *self.ending.borrow() {
+                    return Ok(false);
+                }
+                let first = source.next(limit(self.left, None));
+                let first = tokio::select! {
+                    first = timeout_at(deadline, first) => first,
+                    _ = self.ending.changed() => return Ok(false),
+                };
+                // Asked for also where none came in time: a source that is away must not pass for an empty pipe.
+                let bound = source.end().await?;
+                *end = End::Bound(bound);
+                if let Ok(messages) = first {
+                    self.put(messages?, out);
+                    return Ok(true);
+                }
+                bound
+            }
+        };
+        let messages = source.next(limit(self.left, Some(bound))).await?;
+        let some = !messages.is_empty();
+        self.put(messages, out);
+        Ok(some)
     }
 
     /// Waits until there is something to say; false if it is the end.
@@ -261,11 +290,15 @@ impl Pull {
             if !out.is_empty() {
                 return Ok(true);
             }
-            let limit = self.limit(None);
+            let Messages::ThatCome(messages) = &mut self.messages else {
+                return Ok(false);
+            };
             tokio::select! {
                 biased;
-                messages = self.source.next(limit) => {
-                    let messages = messages?;
+                messages = messages.next() => {
+                    let Some(messages) = messages.transpose()? else {
+                        return Ok(false);
+                    };
                     self.tell_floor(out);
                     self.put(messages, out);
                     return Ok(true);
@@ -317,7 +350,7 @@ impl Pull {
     /// What tells a whole body from one that was cut. A stream that the gateway's end cuts has none: the
     /// reader comes again.
     fn last_words(&self) -> Option<Bytes> {
-        let complete = !matches!(self.until, Until::Ever) || self.left == 0;
+        let complete = matches!(self.messages, Messages::Until(..)) || self.left == 0;
         if self.format != Format::Records || !complete {
             return None;
         }

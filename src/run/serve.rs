@@ -42,7 +42,7 @@ pub(super) fn serve(args: ServeArgs) -> Result<Outcome> {
     let threads = std::thread::available_parallelism().map_or(THREADS, |n| n.get().max(THREADS));
     let runtime = runtime(threads)?;
     let outcome = runtime.block_on(async {
-        let backend = Retry::new(backend::open(&source)?, args.timeout);
+        let backend = Retry::new(backend::open(&source)?, args.timeout).waiting_for_ever();
         let gateway = Arc::new(Gateway::new(Arc::new(backend), access));
         let server = Server::listen(Arc::clone(&gateway), args.listen, config, connections).await?;
         let failed = |error| Error::io("waiting for signals", error);

@@ -4,6 +4,7 @@
 mod gateway;
 
 mod access;
+mod away;
 mod badinput;
 mod between;
 mod curl;
