@@ -101,8 +101,18 @@ struct Token {
 #[derive(Default)]
 pub struct Access {
     tokens: Vec<Token>,
-    /// Without tokens: whether web pages are kept out, which a browser on this host would let in.
-    local: bool,
+    pages: Pages,
+}
+
+/// Which web pages may have a browser ask, where no token is needed that only programs know.
+#[derive(Default)]
+enum Pages {
+    #[default]
+    All,
+    /// None of other sites.
+    Own,
+    /// Nor one that has this host go by another name (DNS rebinding).
+    Local,
 }
 
 impl Access {
@@ -114,7 +124,16 @@ impl Access {
     /// Every program on this host may do everything, but no web page that a browser on it shows.
     pub fn local() -> Self {
         Access {
-            local: true,
+            pages: Pages::Local,
+            ..Access::default()
+        }
+    }
+
+    /// Everybody who has come by a certificate of his own may do everything, but no web page that his browser shows.
+    /// By which name the gateway is called needs no look: its own certificate says it.
+    pub fn certified() -> Self {
+        Access {
+            pages: Pages::Own,
             ..Access::default()
         }
     }
@@ -167,8 +186,17 @@ impl Access {
         }
         Ok(Access {
             tokens,
-            local: false,
+            pages: Pages::All,
         })
+    }
+
+    /// Whether this is sent for a web page that may not.
+    fn keeps_out(&self, headers: &HeaderMap) -> bool {
+        match self.pages {
+            Pages::All => false,
+            Pages::Own => is_foreign(headers),
+            Pages::Local => is_foreign(headers) || !is_local(host(headers)),
+        }
     }
 
     /// What the caller may do who sent these headers; `None` if he is not let in.
@@ -194,21 +222,22 @@ impl Access {
     }
 }
 
-/// Whether a browser sends this for a page of somebody else: it says so itself (W3C Fetch Metadata), or by a
-/// foreign origin, or it believes that this host has the name of that page's (DNS rebinding).
-fn is_of_a_page(headers: &HeaderMap) -> bool {
+/// Whether a browser sends this for a page of another site: it says so itself (W3C Fetch Metadata), or by a foreign
+/// origin.
+fn is_foreign(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let host = text(header::HOST.as_str()).unwrap_or_default();
-    let site = text("sec-fetch-site");
-    let origin = text(header::ORIGIN.as_str());
-    let foreign = match (site, origin) {
+    match (text("sec-fetch-site"), text(header::ORIGIN.as_str())) {
         (Some(site), _) => site == "cross-site" || site == "same-site",
         (None, Some(origin)) => origin
             .split_once("://")
-            .is_none_or(|(_, from)| from != host),
+            .is_none_or(|(_, from)| from != host(headers)),
         (None, None) => false,
-    };
-    foreign || !is_local(host)
+    }
+}
+
+fn host(headers: &HeaderMap) -> &str {
+    let host = headers.get(header::HOST);
+    host.and_then(|host| host.to_str().ok()).unwrap_or_default()
 }
 
 /// Whether a Host header names this host by address, or by a name that no DNS server gives.
@@ -235,7 +264,7 @@ pub(super) async fn admit(
     let access = gateway.access();
     let grant = match request.uri().path() {
         "/healthz" | "/openapi.json" => Some(Grant::ALL),
-        _ if access.local && is_of_a_page(request.headers()) => {
+        _ if access.keeps_out(request.headers()) => {
             let why = "this looks like a web page's request; a gateway without tokens takes none \
                        (--token-file lets in who knows one, --insecure everybody)";
             return Failed::from(Error::new(Kind::Denied, why)).into_response();
@@ -321,7 +350,7 @@ pushpushpushpush push app-\n";
             for (name, value) in pairs {
                 headers.insert(*name, value.parse().expect("a value"));
             }
-            is_of_a_page(&headers)
+            Access::local().keeps_out(&headers)
         };
         for host in [
             "127.0.0.1:7070",

@@ -93,7 +93,8 @@ fn announce(url: &str) {
 fn access(args: &ServeArgs) -> Result<Access> {
     match &args.token_file {
         Some(path) => Access::from_file(path),
-        None if args.insecure || args.tls_client_ca.is_some() => Ok(Access::open()),
+        None if args.insecure => Ok(Access::open()),
+        None if args.tls_client_ca.is_some() => Ok(Access::certified()),
         None => Ok(Access::local()),
     }
 }

@@ -245,6 +245,29 @@ fn a_web_page_cannot_use_a_gateway_that_needs_no_token() {
 }
 
 #[test]
+fn a_web_page_cannot_use_a_certificate_that_the_browser_has() {
+    let certificates = Certificates::new();
+    let mut flags = certificates.flags();
+    flags.extend(["--tls-client-ca".to_owned(), text(&certificates.ca())]);
+    let mut flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let path = |name: &str| text(&certificates.file(name));
+    let (ca, cert, key) = (path("ca.pem"), path("client.pem"), path("client.key"));
+    let own = ["--cacert", &ca, "--cert", &cert, "--key", &key];
+    let pushed = |gateway: &Gateway, header: &str| {
+        let messages = format!("{}v1/pipes/topic/messages", gateway.url());
+        curl(&[&own, &["-d", "x", "-H", header, &messages][..]].concat()).0
+    };
+    let gateway = Gateway::start("memory:", &flags);
+    assert_eq!(pushed(&gateway, "Origin: https://evil.example"), 403);
+    assert_eq!(pushed(&gateway, "Sec-Fetch-Site: cross-site"), 403);
+    // A page elsewhere cannot have the name of the gateway's certificate.
+    assert_eq!(pushed(&gateway, "Host: pipes.example:7070"), 200);
+    flags.push("--insecure");
+    let gateway = Gateway::start("memory:", &flags);
+    assert_eq!(pushed(&gateway, "Origin: https://evil.example"), 200);
+}
+
+#[test]
 fn what_no_further_try_helps_against_fails_at_once_and_says_why() {
     let certificates = Certificates::new();
     let flags = certificates.flags();
