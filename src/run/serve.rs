@@ -1,6 +1,8 @@
 //! `dnpipes serve`: start, readiness, signals, end.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -92,10 +94,25 @@ fn announce(url: &str) {
 
 fn access(args: &ServeArgs) -> Result<Access> {
     match &args.token_file {
-        Some(path) => Access::from_file(path),
+        Some(path) => {
+            let access = Access::from_file(path)?;
+            warn_of_readers(path);
+            Ok(access)
+        }
         None if args.insecure => Ok(Access::open()),
         None if args.tls_client_ca.is_some() => Ok(Access::certified()),
         None => Ok(Access::local()),
+    }
+}
+
+/// Says so where others than those whom the file is for can read it.
+fn warn_of_readers(tokens: &Path) {
+    let mode = std::fs::metadata(tokens).map_or(0, |file| file.mode());
+    if mode & 0o004 != 0 {
+        log::warn!(
+            "{}: every user of this host can read the tokens (chmod o= helps)",
+            tokens.display()
+        );
     }
 }
 

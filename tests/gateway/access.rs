@@ -1,6 +1,7 @@
 //! Who is let in, and how.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -265,6 +266,21 @@ fn a_web_page_cannot_use_a_certificate_that_the_browser_has() {
     flags.push("--insecure");
     let gateway = Gateway::start("memory:", &flags);
     assert_eq!(pushed(&gateway, "Origin: https://evil.example"), 200);
+}
+
+#[test]
+fn tokens_that_every_user_can_read_are_warned_of() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (tokens, log) = (folder.path().join("tokens"), folder.path().join("log"));
+    fs::write(&tokens, TOKENS).expect("the tokens");
+    let logging = ["sh", "-c", "exec \"$@\" 2> \"$0\"", &text(&log)];
+    for (mode, warned) in [(0o644, true), (0o640, false), (0o600, false)] {
+        fs::set_permissions(&tokens, Permissions::from_mode(mode)).expect("its mode");
+        let flags = ["--token-file", &text(&tokens)];
+        Gateway::start_at("memory:", &flags, "127.0.0.1:0", &logging);
+        let log = fs::read_to_string(&log).expect("its log");
+        assert_eq!(log.contains("every user"), warned, "{mode:o}: {log}");
+    }
 }
 
 #[test]
