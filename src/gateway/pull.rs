@@ -77,15 +77,12 @@ impl Query {
         let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok());
         Ok(match (self.from.as_deref(), self.after.as_deref()) {
             (Some(_), Some(_)) => return Err(refuse("from and after exclude each other")),
-            (_, Some(after)) => Some(Start::After(after.parse()?)),
-            (from, None) => match (seen, from) {
-                (Some(seen), _) => Some(Start::After(seen.parse()?)),
-                (None, None | Some("oldest")) => Some(Start::Oldest),
-                (None, Some("newest")) => None,
-                (None, Some(position)) => {
-                    Some(Start::After(position.parse::<Position>()?.before()))
-                }
-            },
+            // It has the address that it had from the beginning, and has seen more since.
+            _ if seen.is_some() => seen.map(str::parse).transpose()?.map(Start::After),
+            (None, Some(after)) => Some(Start::After(after.parse()?)),
+            (None | Some("oldest"), None) => Some(Start::Oldest),
+            (Some("newest"), None) => None,
+            (Some(position), None) => Some(Start::After(position.parse::<Position>()?.before())),
         })
     }
 }

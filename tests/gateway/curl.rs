@@ -250,15 +250,17 @@ fn a_follower_gets_what_comes_as_it_comes() {
         assert_eq!(browser.line(), format!("data: {number}"));
         assert_eq!(browser.line(), "");
     }
-    // A browser that comes again goes on behind what it saw.
-    let mut again = Curl::start(&[
-        "-H",
-        "Accept: text/event-stream",
-        "-H",
-        "Last-Event-ID: 1-2",
-        &messages,
-    ]);
-    assert_eq!(again.line(), "id: 1-3");
+    // A browser that comes again goes on behind what it saw, with the address that it has had from the beginning.
+    for start in ["", "?from=oldest", "?from=1-2", "?after=1-1"] {
+        let mut again = Curl::start(&[
+            "-H",
+            "Accept: text/event-stream",
+            "-H",
+            "Last-Event-ID: 1-2",
+            &format!("{messages}{start}"),
+        ]);
+        assert_eq!(again.line(), "id: 1-3", "{start}");
+    }
 }
 
 #[test]
