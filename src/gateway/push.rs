@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde::Deserialize;
@@ -57,10 +57,19 @@ pub(super) async fn push(
     body: Body,
 ) -> Result<Document<Pushed>, Failed> {
     pipe.check(Right::Push)?;
-    let encoded = headers.get(header::CONTENT_ENCODING);
-    if encoded.is_some_and(|encoding| encoding != "identity") {
-        let error = Error::new(Kind::Unsupported, "a body with a Content-Encoding");
-        return Err(Failed::with(StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
+    for (name, plain) in [
+        ("Content-Encoding", "identity"),
+        ("Transfer-Encoding", "chunked"),
+    ] {
+        let is_plain =
+            |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(plain.as_bytes());
+        if !headers.get_all(name).iter().all(is_plain) {
+            let error = Error::new(
+                Kind::Unsupported,
+                format!("a body with a {name} other than {plain}"),
+            );
+            return Err(Failed::with(StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
+        }
     }
     let content_type = headers
         .get(header::CONTENT_TYPE)

@@ -201,6 +201,25 @@ fn wrong_chunks_are_refused() {
 }
 
 #[test]
+fn compressed_bodies_are_refused_however_they_are_announced() {
+    let gateway = Gateway::start("memory:", &[]);
+    let chunked = |head: &str| push(head, "5\r\nbad!\n\r\n0\r\n\r\n");
+    let two = "Content-Length: 5\r\nContent-Encoding: identity\r\nContent-Encoding: gzip\r\n";
+    let cases = [
+        ("of two", chunked("Transfer-Encoding: gzip, chunked\r\n")),
+        (
+            "of two lines",
+            chunked("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"),
+        ),
+        ("a second header", push(two, "bad!\n")),
+    ];
+    assert_refused(&gateway, &cases, &[415]);
+    let plain = chunked("Transfer-Encoding: Chunked\r\nContent-Encoding: Identity\r\n");
+    let answer = Raw::open(&gateway).send(&plain).answer();
+    assert_eq!(answer.expect("an answer").status, 200);
+}
+
+#[test]
 fn a_body_with_two_framings_ends_its_connection() {
     let gateway = Gateway::start("memory:", &[]);
     assert_well(&gateway, "before");
