@@ -114,6 +114,16 @@ async fn a_failure_without_end_is_none_of_a_gateways() {
 }
 
 #[tokio::test]
+async fn a_list_that_is_too_long_is_told_as_such() {
+    let list = vec![b' '; 65 << 20];
+    let (client, _) = impostor("200 OK", "application/json", list);
+    let error = client.list().await.expect_err("a failure");
+    assert_eq!(error.kind(), Kind::Io);
+    let said = error.to_string();
+    assert!(said.contains("lists too many pipes"), "{said}");
+}
+
+#[tokio::test]
 async fn a_list_with_names_that_no_pipe_has_is_none_of_a_gateways() {
     let list = br#"[{"name":"../up","count":1,"bytes":1,"first":null,"last":null,"modified":"2026-01-01T00:00:00Z"}]"#;
     let (client, _) = impostor("200 OK", "application/json", list.to_vec());

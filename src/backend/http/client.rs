@@ -268,7 +268,9 @@ async fn parse<T: DeserializeOwned>(mut response: Response, most: usize) -> Resu
     let mut body = Vec::new();
     while let Some(piece) = response.chunk().await.map_err(cut)? {
         if body.len() + piece.len() > most {
-            return Err(not_a_gateway("an answer without end"));
+            let why = "the answer is longer than";
+            let who = "it is of no dnpipes gateway, or lists too many pipes";
+            return Err(Error::new(Kind::Io, format!("{why} {most} bytes: {who}")));
         }
         body.extend_from_slice(&piece);
     }
