@@ -136,6 +136,8 @@ impl Incoming<'_> {
         let mut contents = std::mem::take(&mut decoded.messages);
         decoder.accept(&body, decoded, false)?;
         contents.extend(decoder.finish()?);
+        // A message that nothing ends was copied.
+        drop(body);
         let Some(key) = key else {
             let id = PushId::first(Producer::random()?, 1);
             let (position, count) = self.store(id, contents).await?;
