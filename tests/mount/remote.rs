@@ -316,8 +316,8 @@ fn behind_nginx_as_it_comes_pushes_and_followers_work() {
     assert_eq!(curl.line(), "more");
 }
 
-#[test]
-fn behind_nginx_with_the_lines_of_the_readme_large_and_streamed_pushes_work() {
+/// What the README has nginx be told.
+fn lines_of_the_readme() -> String {
     let readme = include_str!("../../README.md");
     let lines: Vec<&str> = readme
         .lines()
@@ -326,9 +326,43 @@ fn behind_nginx_with_the_lines_of_the_readme_large_and_streamed_pushes_work() {
         .filter(|line| line.ends_with(';') && !line.starts_with("proxy_pass"))
         .collect();
     assert_eq!(lines.len(), 3, "{lines:?}");
+    lines.join(" ")
+}
+
+/// As it comes, it speaks HTTP/1.0 to the gateway, in which the end of a connection is that of a body.
+#[test]
+fn a_pull_that_is_cut_behind_nginx_is_told_from_one_that_is_complete() {
     let store = Store::new();
     let gateway = Gateway::start(&store.fast_url(), &[]);
-    let proxy = Proxy::start(&gateway, &lines.join(" "));
+    let push = "dnpipes push big@file";
+    store.out(&format!(
+        "for i in 1 2 3; do head -c 15000000 /dev/zero | {push}; done"
+    ));
+    let as_it_comes = Proxy::start(&gateway, "");
+    let proxy = Proxy::start(&gateway, &lines_of_the_readme());
+    let mount = Mount::new(&as_it_comes.url(), &[]);
+    mount.out("echo before > topic; touch killed");
+    let mut reader = mount.spawn("exec cat topic@follow");
+    assert_eq!(reader.line(), "before");
+    // It takes only what the system has room for until the gateway is killed.
+    let url = proxy.url();
+    let mut curl = mount.spawn(&format!(
+        "curl -sN '{url}v1/pipes/big/messages' | {{ head -c 1 > /dev/null; echo begun; cat killed - > /dev/null; }}
+         echo ${{PIPESTATUS[0]}}"
+    ));
+    assert_eq!(curl.line(), "begun");
+    let _gateway = gateway.crash_and_restart();
+    mount.out("echo yes > killed");
+    assert_eq!(curl.line(), "18");
+    mount.out("echo after > topic");
+    assert_eq!(reader.line(), "after");
+}
+
+#[test]
+fn behind_nginx_with_the_lines_of_the_readme_large_and_streamed_pushes_work() {
+    let store = Store::new();
+    let gateway = Gateway::start(&store.fast_url(), &[]);
+    let proxy = Proxy::start(&gateway, &lines_of_the_readme());
     let mount = Mount::new(&proxy.url(), &[]);
     mount.out("head -c 5000000 /dev/zero > big@file; stat -c %s big@file,snapshot");
     assert_eq!(mount.out("stat -c %s big@file,snapshot"), "5000000\n");
