@@ -6,18 +6,20 @@
 -- The client watches two keys meanwhile, so that the transaction is not run if somebody touches them: the pipe's gate, who
 -- removes it; the producer's claim, who repeats the push, or pushes the next one, without knowing what became of it.
 
--- Rights may be taken away at any time. MULTI comes right behind this, and nobody hears if it is refused: what should have
--- waited for EXEC would be done at once, one by one.
-if not (redis.acl_check_cmd('MULTI') and redis.acl_check_cmd('EXEC')) then
-    return redis.error_reply('NOPERM no transactions')
-end
--- Nor would what is stored be noted; the script of other pushes says so.
-if not redis.acl_check_cmd('HSET', KEYS[2], '.count', '') then
-    return redis.error_reply('NOPERM no HSET')
-end
-local stream, known = KEYS[1], KEYS[2]
+local stream, known, earlier = KEYS[1], KEYS[2], KEYS[3]
+-- MULTI comes right behind this, and nobody hears if it is refused: what should have waited for EXEC would be done at once,
+-- one by one.
+demand('MULTI')
+demand('EXEC')
+-- Nor would what is stored be noted, if the last part failed (end.lua). Others may come between, so that it needs what this
+-- one would not.
+demand('XREVRANGE', stream, '+', '-', 'COUNT', 1)
+demand('HGET', known, '.marked')
+demand('HSET', known, '.count', '')
+demand('UNLINK', earlier)
+demand('RENAME', known, earlier)
 local before = before_push(known, ARGV[1])
-local known_id = stored(before, KEYS[3], ARGV[1], ARGV[2])
+local known_id = stored(before, earlier, ARGV[1], ARGV[2])
 if known_id then
     return known_id
 end

@@ -20,18 +20,25 @@ end
 
 -- Keeps the transactions that watch `key` from being run; nothing is left of it.
 local function touch(key)
+    demand('UNLINK', key)
     redis.call('HSET', key, '', '')
     redis.call('UNLINK', key)
 end
 
 -- Makes the stream, which does not exist, empty; its numbers go on behind `last`.
 local function make(stream, known, producers, last)
+    local time = now()
+    demand('XGROUP', 'DESTROY', stream, 'dnpipes')
+    demand('PERSIST', known)
+    demand('HSET', known, '.made', time)
+    if last ~= '' then
+        demand('XSETID', stream, last)
+    end
     redis.call('XGROUP', 'CREATE', stream, 'dnpipes', '$', 'MKSTREAM')
     redis.call('XGROUP', 'DESTROY', stream, 'dnpipes')
     if last ~= '' then
         redis.call('XSETID', stream, last)
     end
-    local time = now()
     redis.call('PERSIST', known)
     redis.call('HSET', known, '.made', time, '.changed', time,
         '.count', packed(0, 0, 0, 0, producers, last))

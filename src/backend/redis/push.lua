@@ -4,20 +4,26 @@
 -- Returns the id of the push's last message.
 
 local stream, known, earlier, producer = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
--- Rights may be taken away at any time. What is stored without a note of it would be stored again.
-if not redis.acl_check_cmd('HSET', known, '.count', '') then
-    return redis.error_reply('NOPERM no HSET')
-end
+-- What is stored without a note of it would be stored again.
+demand('HSET', known, '.count', '')
 if KEYS[4] ~= known then
     touch(KEYS[4])
 end
 local before = before_push(known, producer)
+local added, length, bytes, largest, producers, last = counted(before[2])
+local is_full = not before[1] and producers + 0 >= PRODUCERS
 local known_id = stored(before, earlier, producer, ARGV[2])
 if known_id then
     return known_id
 end
+if is_full then
+    demand('UNLINK', earlier)
+    demand('RENAME', known, earlier)
+end
+if before[4] == '' then
+    demand('PERSIST', known)
+end
 
-local added, length, bytes, largest, producers, last = counted(before[2])
 local call, count = redis.call, #ARGV - 4
 local id = call('XADD', stream, 'NOMKSTREAM', '*', 'data', ARGV[5])
 if not id then

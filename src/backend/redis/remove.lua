@@ -12,12 +12,17 @@ redis.call('XLEN', stream)
 if redis.call('EXISTS', stream) == 0 or (redis.call('HGET', known, '.made') or '') ~= ARGV[1] then
     return false
 end
+demand('UNLINK', stream, KEYS[4])
+demand('HSET', KEYS[4], '', '')
+demand('HSET', known, '.made', '')
+demand('EXPIRE', known, REMEMBERED)
+demand('EXPIRE', earlier, REMEMBERED)
 local last = info(stream)['last-generated-id']
 local floor = behind(last)
+local _, _, _, _, producers = counted(redis.call('HGET', known, '.count'))
 redis.call('UNLINK', stream)
 -- Behind a change that a full memory does not forbid.
 touch(KEYS[4])
-local _, _, _, _, producers = counted(redis.call('HGET', known, '.count'))
 -- One that another program makes of that name is not the one that was looked at, and so has no `.made`.
 redis.call('HSET', known, '.made', '', '.floor', floor, '.count', packed(0, 0, 0, 0, producers, last))
 redis.call('EXPIRE', known, REMEMBERED)

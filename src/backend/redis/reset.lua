@@ -10,15 +10,24 @@ redis.call('XLEN', stream)
 if redis.call('EXISTS', stream) == 0 then
     return false
 end
-local floor = behind(last)
+-- What groups have taken and not acknowledged is gone too; reading it again would find nothing.
+local groups = redis.call('XINFO', 'GROUPS', stream)
+if #groups > 0 then
+    demand('XPENDING', stream, 'group', '-', '+', PENDING)
+    demand('XACK', stream, 'group', '0-0')
+end
+demand('XRANGE', stream, '-', '+', 'COUNT', 1)
+demand('XINFO', 'STREAM', stream)
+demand('HSET', known, '.floor', '')
+local _, _, _, _, producers = counted(redis.call('HGET', known, '.count'))
+local time, floor = now(), behind(last)
 if floor == last then
     -- The greatest id: nothing can come behind it.
     redis.call('XTRIM', stream, 'MAXLEN', 0)
 else
     redis.call('XTRIM', stream, 'MINID', floor)
 end
--- What groups have taken and not acknowledged is gone too; reading it again would find nothing.
-for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+for _, group in ipairs(groups) do
     local name
     for at = 1, #group, 2 do
         if group[at] == 'name' then
@@ -39,10 +48,9 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
 end
 local length, found = redis.call('XLEN', stream), info(stream)
 local bytes, largest = count(stream, length)
-local _, _, _, _, producers = counted(redis.call('HGET', known, '.count'))
 -- A length that it does not have says that nothing is counted.
 local there = bytes < 0 and -1 or length
-redis.call('HSET', known, '.floor', floor, '.changed', now(), '.count', packed(
+redis.call('HSET', known, '.floor', floor, '.changed', time, '.count', packed(
     found['entries-added'], there, bytes, largest, producers, found['last-generated-id']))
 redis.pcall('PUBLISH', ARGV[2], floor .. ' ' .. stream)
 return floor

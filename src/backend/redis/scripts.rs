@@ -22,13 +22,16 @@ macro_rules! script {
 }
 
 // A push has only what it needs: each function of a script is made anew whenever it runs.
-pub(super) static PUSH: Lua = script!("count.lua" "known.lua" "producers.lua" "push.lua");
-pub(super) static BEGIN: Lua = script!("count.lua" "known.lua" "producers.lua" "begin.lua");
+pub(super) static PUSH: Lua =
+    script!("demand.lua" "count.lua" "known.lua" "producers.lua" "push.lua");
+pub(super) static BEGIN: Lua =
+    script!("demand.lua" "count.lua" "known.lua" "producers.lua" "begin.lua");
 pub(super) static MARK: Lua = script!("mark.lua");
 pub(super) static END: Lua = script!("count.lua" "producers.lua" "end.lua");
 pub(super) static STAT: Lua = script!("count.lua" "look.lua" "stat.lua");
-pub(super) static CREATE: Lua = script!("count.lua" "known.lua" "create.lua");
-pub(super) static RESET: Lua = script!("count.lua" "known.lua" "look.lua" "behind.lua" "reset.lua");
+pub(super) static CREATE: Lua = script!("demand.lua" "count.lua" "known.lua" "create.lua");
+pub(super) static RESET: Lua =
+    script!("demand.lua" "count.lua" "known.lua" "look.lua" "behind.lua" "reset.lua");
 pub(super) static REMOVE: Lua =
-    script!("count.lua" "known.lua" "look.lua" "behind.lua" "remove.lua");
+    script!("demand.lua" "count.lua" "known.lua" "look.lua" "behind.lua" "remove.lua");
 pub(super) static FETCH: Lua = script!("fetch.lua");
