@@ -18,6 +18,7 @@ mod redis;
 mod redis_bulk;
 mod redis_copies;
 mod redis_news;
+mod redis_odd;
 mod redis_rights;
 mod refusals;
 mod remote;

@@ -1,7 +1,7 @@
--- Appends messages, unless this push was stored before. KEYS: the stream, what is known of it, earlier producers, and
--- the claim of the producer's transactions (begin.lua) if none of them may be stored behind this push, else the second one
--- again. ARGV: the producer, its number in 20 digits, the sum of the messages' bytes, the longest one's, the messages.
--- Returns the id of the push's last message.
+-- Appends messages, unless this push was stored before. KEYS: the stream, what is known of it, earlier producers or the
+-- second one again, and the claim of the producer's transactions (begin.lua) if none of them may be stored behind this push,
+-- else the second one again. ARGV: the producer, its number in 20 digits, the sum of the messages' bytes, the longest one's,
+-- the messages. Returns the id of the push's last message, or an empty text where it has to know the earlier producers.
 
 local stream, known, earlier, producer = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
 -- What is stored without a note of it would be stored again.
@@ -12,6 +12,9 @@ end
 local before = before_push(known, producer)
 local added, length, bytes, largest, producers, last = counted(before[2])
 local is_full = not before[1] and producers + 0 >= PRODUCERS
+if earlier == known and not before[1] and (before[3] or is_full) then
+    return ''
+end
 local known_id = stored(before, earlier, producer, ARGV[2])
 if known_id then
     return known_id

@@ -6,6 +6,7 @@ use super::bulk;
 use super::client::Client;
 use super::entry::{position, text};
 use super::keys::Keys;
+use super::options::Topology;
 use super::scripts;
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId};
@@ -37,37 +38,51 @@ pub(super) async fn push(
     {
         return Ok(position);
     }
-    let touches = id.repeated || client.bulk.may_come(id.producer);
-    let claim = match touches {
-        true => keys.claim(id.producer),
-        // Another key of the same, which says that there is nothing to touch.
-        false => keys.known.clone(),
+    let in_cluster = client.url.topology == Topology::Cluster;
+    // In a cluster nobody pushes by transactions.
+    let touches = !in_cluster && (id.repeated || client.bulk.may_come(id.producer));
+    // Another key of the same says that there is nothing to touch.
+    let claim = touches.then(|| keys.claim(id.producer));
+    let claim = claim.as_ref().unwrap_or(&keys.known);
+    // While a slot is moved, none of its nodes runs a script where some of the keys are there and others are not. So one
+    // that most pipes do not have is named only where it is needed.
+    let mut earlier = match in_cluster {
+        true => &keys.known,
+        false => &keys.earlier,
     };
     let largest = messages.iter().map(|message| message.len()).max();
-    let answer = client.run(
-        &client.commands,
-        || format!("pushing to {pipe}"),
-        &scripts::PUSH,
-        [&keys.stream, &keys.known, &keys.earlier, &claim],
-        batch.bytes(),
-        |script| {
-            script
-                .arg(id.producer.as_bytes())
-                .arg(format!("{:020}", id.seq))
-                .arg(batch.bytes())
-                .arg(largest.unwrap_or(0));
-            for message in messages {
-                script.arg(&message[..]);
+    loop {
+        let answer = client.run(
+            &client.commands,
+            || format!("pushing to {pipe}"),
+            &scripts::PUSH,
+            [&keys.stream, &keys.known, earlier, claim],
+            batch.bytes(),
+            |script| {
+                script
+                    .arg(id.producer.as_bytes())
+                    .arg(format!("{:020}", id.seq))
+                    .arg(batch.bytes())
+                    .arg(largest.unwrap_or(0));
+                for message in messages {
+                    script.arg(&message[..]);
+                }
+            },
+        );
+        let answer = answer.await.map_err(|error| match error.kind() {
+            // What a script fails for in its midst: some may be stored.
+            Kind::Io => error.maybe_applied(),
+            _ => error,
+        })?;
+        match text(&answer)? {
+            // Nothing is stored before the script has them.
+            "" if *earlier != keys.earlier => earlier = &keys.earlier,
+            last => {
+                if touches {
+                    client.bulk.settle(id.producer);
+                }
+                return position(last);
             }
-        },
-    );
-    let answer = answer.await.map_err(|error| match error.kind() {
-        // What a script fails for in its midst: some may be stored.
-        Kind::Io => error.maybe_applied(),
-        _ => error,
-    })?;
-    if touches {
-        client.bulk.settle(id.producer);
+        }
     }
-    position(text(&answer)?)
 }

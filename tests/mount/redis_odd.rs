@@ -1,0 +1,63 @@
+//! What others leave in a Redis, and what becomes of the pipes.
+
+use crate::redis::cli;
+use crate::services::Services;
+use crate::support::Mount;
+
+/// Where some of the keys that a request names are there and others are not, no node of a cluster takes it while they
+/// are on their way (redis.io, "Redis cluster specification", TRYAGAIN).
+#[test]
+fn a_slot_that_is_to_be_moved_takes_pushes_until_its_keys_are_on_their_way() {
+    let services = Services::start(&["redis-cluster"]);
+    let mount = Mount::new(&format!("{}?cluster", services.url()), &["--timeout", "8s"]);
+    mount.out("echo a > topic");
+    let servers = services.servers();
+    let first = &servers[0];
+    let slot = cli(first, "redis CLUSTER KEYSLOT dnpipes:topic");
+    let slot = slot.trim();
+    let has = |server| cli(server, &format!("redis CLUSTER COUNTKEYSINSLOT {slot}")) != "0\n";
+    let from = servers
+        .iter()
+        .find(|server| has(server))
+        .expect("the pipe's node");
+    let to = servers
+        .iter()
+        .find(|server| !has(server))
+        .expect("another one");
+    let [from_id, to_id] = [from, to].map(|server| cli(server, "redis CLUSTER MYID"));
+    cli(
+        to,
+        &format!("redis CLUSTER SETSLOT {slot} IMPORTING {from_id}"),
+    );
+    cli(
+        from,
+        &format!("redis CLUSTER SETSLOT {slot} MIGRATING {to_id}"),
+    );
+    mount.out("echo b > topic; seq 500 > topic");
+    // Also of a pipe that has had more producers than are remembered, and then has all keys.
+    cli(
+        from,
+        "key='dnpipes-known:{dnpipes:topic}'
+         read -r added length bytes largest producers last <<< \"$(redis HGET \"$key\" .count)\"
+         redis HSET \"$key\" .count \"$added $length $bytes $largest 65536 $last\"",
+    );
+    let moved = format!(
+        "for key in $(redis CLUSTER GETKEYSINSLOT {slot} 10); do
+             redis MIGRATE 127.0.0.1 {} \"$key\" 0 5000
+         done",
+        to.port
+    );
+    cli(from, &moved);
+    for node in [to, from] {
+        cli(node, &format!("redis CLUSTER SETSLOT {slot} NODE {to_id}"));
+    }
+    mount.out("echo c > topic; echo d > topic");
+    assert_eq!(
+        mount.out("cat topic | sed '3,502d'"),
+        "a\nb\nc\nd\n",
+        "{}",
+        mount.log()
+    );
+    let earlier = cli(to, "redis EXISTS 'dnpipes-earlier:{dnpipes:topic}'");
+    assert_eq!(earlier, "1\n");
+}
