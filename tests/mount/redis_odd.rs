@@ -1,8 +1,25 @@
 //! What others leave in a Redis, and what becomes of the pipes.
 
-use crate::redis::cli;
+use crate::redis::{cli, start};
 use crate::services::Services;
 use crate::support::Mount;
+
+/// Names take as much memory as what they stand for.
+#[test]
+fn entries_with_huge_names_are_read_in_little_memory() {
+    let (_services, server) = start(&["appendonly no"]);
+    cli(
+        &server,
+        "redis EVAL \"for i = 1, 100 do redis.call('XADD', 'dnpipes:big', '*', string.rep('n', 4 * 1024 * 1024), 'v') end\" 0",
+    );
+    let mount = Mount::new(&server.url, &[]);
+    assert_eq!(
+        mount.out("cat big | sort | uniq -c | tr -s ' '"),
+        " 100 v\n"
+    );
+    let peak = mount.kib_of("VmHWM");
+    assert!(peak < 128 << 10, "{peak} KiB");
+}
 
 /// Where some of the keys that a request names are there and others are not, no node of a cluster takes it while they
 /// are on their way (redis.io, "Redis cluster specification", TRYAGAIN).

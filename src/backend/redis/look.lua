@@ -13,7 +13,7 @@ end
 
 -- The bytes of all messages and the longest one's, if there are few; -1 and -1 where it takes too long to tell.
 local function count(stream, length)
-    local bytes, largest, from = 0, 0, '-'
+    local bytes, largest, looked, from = 0, 0, 0, '-'
     if length > MESSAGES then
         return -1, -1
     end
@@ -23,9 +23,12 @@ local function count(stream, length)
         if #entry[2] ~= 2 then
             return -1, -1
         end
-        bytes = bytes + #entry[2][2]
-        largest = math.max(largest, #entry[2][2])
-        if bytes > BYTES then
+        local name, value = #entry[2][1], #entry[2][2]
+        bytes = bytes + value
+        largest = math.max(largest, value)
+        -- Who fetches the message gets the name as well.
+        looked = looked + name + value
+        if looked > BYTES then
             return -1, -1
         end
         from = '(' .. entry[1]
