@@ -21,6 +21,32 @@ fn entries_with_huge_names_are_read_in_little_memory() {
     assert!(peak < 128 << 10, "{peak} KiB");
 }
 
+#[test]
+fn where_a_pipe_starts_may_make_no_sense_until_it_is_reset_or_removed() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &["--allow-delete"]);
+    let known = "dnpipes-known:{dnpipes:topic}";
+    let spoil = || {
+        for pipe in ["topic", "other"] {
+            mount.out(&format!("echo before > {pipe}"));
+        }
+        cli(&server, &format!("redis HSET '{known}' .floor nonsense"));
+        assert_eq!(
+            mount.out("ls; cat other@snapshot | tail -n 1"),
+            "other\ntopic\nbefore\n"
+        );
+        let read = mount.python("\n        print(why(lambda: open('topic@snapshot').read()))\n");
+        assert_eq!(read, "EIO\n");
+        assert!(mount.log().contains(known), "{}", mount.log());
+    };
+    spoil();
+    mount.out("truncate -s 0 topic; echo after > topic");
+    assert_eq!(mount.out("cat topic"), "after\n");
+    spoil();
+    mount.out("rm topic; echo again > topic");
+    assert_eq!(mount.out("cat topic"), "again\n");
+}
+
 /// Where some of the keys that a request names are there and others are not, no node of a cluster takes it while they
 /// are on their way (redis.io, "Redis cluster specification", TRYAGAIN).
 #[test]

@@ -33,7 +33,7 @@ use redis::Value;
 pub use options::RedisUrl;
 
 use super::{Backend, Caps, Fut, PipeInfo, Source, Start, not_found};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId, time_from_micros};
 use crate::name::PipeName;
 use client::{Client, Lane};
@@ -60,14 +60,25 @@ struct Look {
     end: Position,
     /// The longest message's bytes.
     largest: Option<usize>,
-    /// Where it starts, by a reset or a removal.
-    floor: Position,
+    /// Where it starts, by a reset or a removal; see [`Look::floor`].
+    floor: Result<Position, String>,
     /// What tells it from another of that name.
     made: String,
     /// How many messages were ever added to it.
     added: u64,
     /// The newest one that was deleted by itself.
     deleted: Position,
+}
+
+impl Look {
+    /// Where the pipe starts.
+    ///
+    /// # Errors
+    /// `Damaged` where that makes no sense. Only readers need it: a reset or removal sets it anew.
+    fn floor(&self) -> Result<Position> {
+        let floor = self.floor.clone();
+        floor.map_err(|why| Error::new(Kind::Damaged, why))
+    }
 }
 
 /// Looks at a pipe.
@@ -128,14 +139,20 @@ async fn look(
         }),
     };
     let end = behind(newest);
-    // A stream that starts behind its end is not the one that was reset: others deleted that, and made this.
-    let floor = place(floor)?.filter(|floor| info.is_none() || *floor <= end);
+    let floor = match place(floor) {
+        // A stream that starts behind its end is not the one that was reset: others deleted that, and made this.
+        Ok(floor) => Ok(floor.filter(|floor| info.is_none() || *floor <= end)),
+        Err(_) => Err(format!(
+            "{}: its field .floor makes no sense; a reset or removal of {pipe} mends it",
+            keys[1]
+        )),
+    };
     Ok(Look {
         info,
         newest,
         end,
         largest: number(largest)?.map(|bytes| bytes as usize),
-        floor: floor.unwrap_or(Position::MIN),
+        floor: floor.map(|floor| floor.unwrap_or(Position::MIN)),
         made: text(made)?.to_owned(),
         added: number(added)?.unwrap_or(0),
         deleted: place(deleted)?.unwrap_or(Position::MIN),

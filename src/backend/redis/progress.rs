@@ -129,7 +129,8 @@ impl Progress {
             None
         };
         // By a reset, or one by one.
-        let is_meant = look.floor > looked || look.deleted > looked;
+        let starts_behind = look.floor.as_ref().is_ok_and(|floor| *floor > looked);
+        let is_meant = starts_behind || look.deleted > looked;
         match (self.read, certain) {
             (Some(read), Some(certain)) if !is_meant => {
                 self.behind.missed(certain.saturating_sub(read));

@@ -122,7 +122,7 @@ impl Ear for Client {
         Box::pin(async move {
             let keys = self.keys(&pipe)?;
             let look = look(&self, &self.fetches, &pipe, &keys).await?;
-            self.floors.of(&pipe).raise(look.floor);
+            self.floors.of(&pipe).raise(look.floor()?);
             Ok(())
         })
     }

@@ -78,19 +78,20 @@ impl Subscriber {
     }
 
     /// Notes where the pipe starts, and how large its messages are.
-    fn note(&mut self, look: &Look) {
-        self.floor.raise(look.floor);
+    fn note(&mut self, look: &Look) -> Result<()> {
+        self.floor.raise(look.floor()?);
         let newest = look.newest;
         self.sizes = match look.largest {
             Some(largest) => Sizes::UpTo { newest, largest },
             None => Sizes::Untold,
         };
+        Ok(())
     }
 
     /// Looks whether something was missed.
     async fn check(&mut self) -> Result<Look> {
         let look = look(&self.client, &self.client.fetches, &self.pipe, &self.keys).await?;
-        self.note(&look);
+        self.note(&look)?;
         self.progress.compare(&look);
         Ok(look)
     }
@@ -113,7 +114,7 @@ impl Subscriber {
             }));
             let fetched = (&mut fetching.answer).await;
             self.fetching = None;
-            let messages = self.came(fetched?);
+            let messages = self.came(fetched?)?;
             if !messages.is_empty() || is_now && self.progress.after() == after {
                 return Ok(messages);
             }
@@ -121,19 +122,21 @@ impl Subscriber {
     }
 
     /// Notes what was fetched, and takes out what was dropped since.
-    fn came(&mut self, fetched: Fetched) -> Vec<Message> {
+    fn came(&mut self, fetched: Fetched) -> Result<Vec<Message>> {
         if fetched.is_unknown && matches!(self.sizes, Sizes::UpTo { .. }) {
             self.sizes = Sizes::Untold;
+        }
+        if let Some(look) = &fetched.look {
+            self.note(look)?;
         }
         let mut messages = fetched.messages;
         self.progress.came(&messages);
         if let Some(look) = &fetched.look {
-            self.note(look);
             self.progress.compare(look);
         }
         let floor = self.floor.position();
         messages.retain(|message| message.position >= floor);
-        messages
+        Ok(messages)
     }
 
     fn to_fetch(&self, (after, limit): (Position, Limit)) -> Fetch {
