@@ -47,6 +47,37 @@ fn where_a_pipe_starts_may_make_no_sense_until_it_is_reset_or_removed() {
     assert_eq!(mount.out("cat topic"), "again\n");
 }
 
+#[test]
+fn a_pipe_whose_ids_are_used_up_names_the_keys_to_delete() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &["--allow-delete", "--timeout", "5s"]);
+    mount.out("echo a > topic");
+    let most = u64::MAX;
+    cli(
+        &server,
+        &format!("redis XADD dnpipes:topic {most}-{most} data x"),
+    );
+    for (before, lines) in [("true", 1), ("truncate -s 0 topic", 500), ("rm topic", 1)] {
+        mount.out(before);
+        let pushed = mount.python(&format!(
+            "
+            print(why(lambda: os.write(os.open('topic', os.O_WRONLY | os.O_CREAT), b'y\\n' * {lines})))
+            "
+        ));
+        assert_eq!(pushed, "EIO\n", "{before}");
+    }
+    let log = mount.log();
+    let way_out = "DEL dnpipes:topic dnpipes-known:{dnpipes:topic}";
+    assert_eq!(log.matches(way_out).count(), 3, "{log}");
+    cli(
+        &server,
+        &format!("redis {}", way_out.replace('{', "'{").replace('}', "}'")),
+    );
+    let fresh = Mount::new(&server.url, &[]);
+    fresh.out("echo z > topic");
+    assert_eq!(fresh.out("cat topic"), "z\n");
+}
+
 /// Where some of the keys that a request names are there and others are not, no node of a cluster takes it while they
 /// are on their way (redis.io, "Redis cluster specification", TRYAGAIN).
 #[test]

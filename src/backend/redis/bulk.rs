@@ -246,10 +246,16 @@ impl Turn {
             Some(Value::ServerError(error)) => {
                 Err(translated(what(), error.into()).maybe_applied())
             }
-            Some(id) => {
-                let stored = text(&id).and_then(position);
-                stored.map(Some).map_err(Error::maybe_applied)
-            }
+            Some(said) => match text(&said) {
+                Ok("") => {
+                    log::debug!("{}: nothing of a transaction is stored", what());
+                    Ok(None)
+                }
+                said => {
+                    let stored = said.and_then(position);
+                    stored.map(Some).map_err(Error::maybe_applied)
+                }
+            },
         }
     }
 }

@@ -1,10 +1,13 @@
 -- The last part of a transaction that pushes (begin.lua). KEYS: the stream, what is known of it, earlier producers. ARGV: the
 -- producer, the push's number in 20 digits, how many messages it has, the sum of their bytes, the longest one's. Returns
--- the id of the push's last message.
+-- the id of the push's last message, or an empty text where none of them is stored.
 
 local stream, known, earlier = KEYS[1], KEYS[2], KEYS[3]
 local producer, number, count = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local came = redis.call('XLEN', stream) - redis.call('HGET', known, '.marked')
+if came == 0 then
+    return ''
+end
 if came ~= count then
     -- Nobody comes between; why an XADD failed was not answered.
     return redis.error_reply('ERR ' .. came .. ' of ' .. count .. ' messages are stored')

@@ -18,6 +18,9 @@ pub(super) const MAX_MESSAGE: usize = 512 << 20;
 /// The most messages of one push: the script keeps others from the server while it runs.
 const MAX_BATCH: usize = 2 << 20;
 
+/// What Redis says where there is no id for a message.
+const USED_UP: &str = "exhausted the last possible ID";
+
 /// Appends the messages under the push's identity.
 pub(super) async fn push(
     client: &Arc<Client>,
@@ -70,6 +73,7 @@ pub(super) async fn push(
             },
         );
         let answer = answer.await.map_err(|error| match error.kind() {
+            Kind::Io if error.to_string().contains(USED_UP) => used_up(pipe, keys, error),
             // What a script fails for in its midst: some may be stored.
             Kind::Io => error.maybe_applied(),
             _ => error,
@@ -85,4 +89,13 @@ pub(super) async fn push(
             }
         }
     }
+}
+
+/// Ids only grow, also when the pipe is reset or removed.
+fn used_up(pipe: &PipeName, keys: &Keys, error: Error) -> Error {
+    let Keys { stream, known, .. } = keys;
+    let why = format!(
+        "{pipe}: there is no id behind the greatest, which somebody has used; the way out, also for its messages: DEL {stream} {known}"
+    );
+    Error::new(Kind::Io, why).caused_by(error).maybe_applied()
 }
