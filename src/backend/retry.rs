@@ -153,6 +153,8 @@ struct Outage {
     last: Instant,
     pause: Duration,
     cause: Option<Error>,
+    /// Whether it is that of an earlier call.
+    is_earlier: bool,
 }
 
 impl Outage {
@@ -162,6 +164,7 @@ impl Outage {
             last: Instant::now(),
             pause: SHORTEST,
             cause: None,
+            is_earlier: false,
         }
     }
 
@@ -229,6 +232,7 @@ impl Backend for Retry {
                 pipe: pipe.clone(),
                 start,
                 source: Some(source),
+                outage: None,
             }) as Box<dyn Source>)
         })
     }
@@ -302,6 +306,8 @@ struct Resuming {
     start: Start,
     source: Option<Box<dyn Source>>,
     floor: Arc<dyn Floor>,
+    /// The last one. A connection may be cut again and again, and bring a little each time: that is one outage.
+    outage: Option<Outage>,
 }
 
 impl Resuming {
@@ -320,7 +326,6 @@ impl Resuming {
     async fn tried<T>(
         &mut self,
         deadline: &mut Option<Deadline>,
-        outage: &mut Option<Outage>,
         call: impl for<'a> FnOnce(&'a mut Box<dyn Source>) -> Fut<'a, T>,
     ) -> Result<T> {
         let (pipe, timeout) = (self.pipe.clone(), self.retry.timeout);
@@ -330,9 +335,16 @@ impl Resuming {
             Some(deadline) => deadline.keep(tried).await,
         };
         kept.unwrap_or_else(|| {
-            let outage = outage.take();
+            let outage = self.outage.take_if(|outage| !outage.is_earlier);
             Err(Outage::expired(outage, "reading", Some(&pipe), timeout))
         })
+    }
+
+    /// A call has its own time, also in an outage that an earlier one has noticed.
+    fn begin(&mut self) {
+        if let Some(outage) = &mut self.outage {
+            outage.is_earlier = true;
+        }
     }
 
     fn deadline(&self) -> Option<Deadline> {
@@ -341,20 +353,23 @@ impl Resuming {
 
     /// Notes a failed call. The source is dropped if its backend was unreachable; past the deadline, or
     /// for any other failure, the error is the caller's.
-    async fn failed(
-        &mut self,
-        error: Error,
-        deadline: &Option<Deadline>,
-        outage: &mut Option<Outage>,
-    ) -> Result<()> {
+    async fn failed(&mut self, error: Error, deadline: &Option<Deadline>) -> Result<()> {
         if error.kind() != Kind::Unreachable {
             return Err(error);
         }
         self.source = None;
         // Long ago it worked again.
-        outage.take_if(|outage| outage.last.elapsed() > CALM);
-        let current = outage.get_or_insert_with(|| Outage::since(Instant::now()));
+        self.outage.take_if(|outage| outage.last.elapsed() > CALM);
+        let current = self
+            .outage
+            .get_or_insert_with(|| Outage::since(Instant::now()));
         let timeout = self.retry.timeout;
+        if std::mem::take(&mut current.is_earlier) {
+            current.since = Instant::now();
+            // Also where there is little time it is tried more than once.
+            let longest = timeout.map_or(LONGEST, |timeout| timeout / 8);
+            current.pause = current.pause.min(longest);
+        }
         let is_over = match deadline {
             Some(deadline) => deadline.is_within(current.pause),
             None if self.retry.waits_for_ever => false,
@@ -362,7 +377,7 @@ impl Resuming {
         };
         if is_over {
             current.cause = Some(error);
-            let outage = outage.take();
+            let outage = self.outage.take();
             return Err(Outage::expired(
                 outage,
                 "reading",
@@ -378,10 +393,10 @@ impl Resuming {
 impl Source for Resuming {
     fn next(&mut self, limit: Limit) -> Fut<'_, Vec<Message>> {
         Box::pin(async move {
+            self.begin();
             let mut deadline = limit.before.and_then(|_| self.deadline());
-            let mut outage = None;
             loop {
-                let tried = self.tried(&mut deadline, &mut outage, |source| source.next(limit));
+                let tried = self.tried(&mut deadline, |source| source.next(limit));
                 match tried.await {
                     Ok(messages) => {
                         if let Some(last) = messages.last() {
@@ -389,7 +404,7 @@ impl Source for Resuming {
                         }
                         return Ok(messages);
                     }
-                    Err(error) => self.failed(error, &deadline, &mut outage).await?,
+                    Err(error) => self.failed(error, &deadline).await?,
                 }
             }
         })
@@ -401,13 +416,13 @@ impl Source for Resuming {
 
     fn end(&mut self) -> Fut<'_, Position> {
         Box::pin(async move {
+            self.begin();
             let mut deadline = self.deadline();
-            let mut outage = None;
             loop {
-                let tried = self.tried(&mut deadline, &mut outage, |source| source.end());
+                let tried = self.tried(&mut deadline, |source| source.end());
                 match tried.await {
                     Ok(end) => return Ok(end),
-                    Err(error) => self.failed(error, &deadline, &mut outage).await?,
+                    Err(error) => self.failed(error, &deadline).await?,
                 }
             }
         })

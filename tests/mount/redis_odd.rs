@@ -1,8 +1,10 @@
 //! What others leave in a Redis, and what becomes of the pipes.
 
+use std::fs;
+
 use crate::redis::{cli, start};
 use crate::services::Services;
-use crate::support::Mount;
+use crate::support::{Mount, wait_for};
 
 /// Names take as much memory as what they stand for.
 #[test]
@@ -76,6 +78,31 @@ fn a_pipe_whose_ids_are_used_up_names_the_keys_to_delete() {
     let fresh = Mount::new(&server.url, &[]);
     fresh.out("echo z > topic");
     assert_eq!(fresh.out("cat topic"), "z\n");
+}
+
+#[test]
+fn a_reader_that_is_cut_off_again_and_again_slows_down_and_says_so_once() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    mount.out("seq 200000 > topic");
+    cli(
+        &server,
+        "redis CONFIG SET client-output-buffer-limit 'normal 200kb 0 0'",
+    );
+    let cuts = || {
+        let log = fs::read_to_string(server.folder.join("log")).expect("its log");
+        log.matches("overcoming of output buffer limits").count()
+    };
+    let reader = mount.spawn("exec cat topic@snapshot | sha256sum");
+    wait_for("some cuts", || (cuts() > 5).then_some(()));
+    cli(
+        &server,
+        "redis CONFIG SET client-output-buffer-limit 'normal 0 0 0'",
+    );
+    let read = String::from_utf8(reader.finish().stdout).expect("text");
+    assert_eq!(read, mount.out("seq 200000 | sha256sum"));
+    let log = mount.log();
+    assert_eq!(log.matches("trying again").count(), 1, "{log}");
 }
 
 /// Where some of the keys that a request names are there and others are not, no node of a cluster takes it while they
