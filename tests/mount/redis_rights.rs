@@ -1,8 +1,10 @@
 //! What a user of Redis may not do, and what a Redis does not know.
 
+use std::fs;
+
 use crate::redis::{cli, start};
 use crate::services::{Server, Services};
-use crate::support::Mount;
+use crate::support::{Mount, Store, wait_for};
 
 /// A Redis with a user who may do everything, and a mount of his.
 fn start_with_user() -> (Services, Server, Mount) {
@@ -164,4 +166,27 @@ fn a_reset_or_removal_is_done_with_all_rights_or_not_at_all() {
         allow(&server, &format!("+{right}"));
         mount.out("truncate -s 0 topic; rm topic");
     }
+}
+
+#[test]
+fn a_password_that_is_changed_is_read_anew_for_new_connections() {
+    let (_services, server) = start(&["user pipes on >one ~* &* +@all"]);
+    let folder = Store::new();
+    let file = folder.folder().join("password");
+    fs::write(&file, "one\n").expect("a password");
+    let variable = format!("DNPIPES_PASSWORD_FILE={}", file.display());
+    let wrapper = ["env", "DNPIPES_USER=pipes", &variable];
+    let mount = Mount::within(&wrapper, &server.url, &["--timeout", "5s"]);
+    mount.out("seq 1000 > topic");
+    cli(&server, "redis ACL SETUSER pipes resetpass '>two'");
+    fs::write(&file, "two\n").expect("a password");
+    cli(&server, "redis CLIENT KILL USER pipes");
+    wait_for("the new password", || {
+        mount.sh("seq 1000 > topic").status.success().then_some(())
+    });
+    // A file that cannot be read is no reason to forget what it said.
+    fs::remove_file(&file).expect("removed");
+    cli(&server, "redis CLIENT KILL USER pipes");
+    mount.out("echo last > topic");
+    assert_eq!(mount.out("tail -n 1 topic"), "last\n");
 }

@@ -13,10 +13,11 @@ use redis::io::tcp::socket2::TcpKeepalive;
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, Connection, ConnectionAddr, ErrorKind,
-    IntoConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, RedisFuture,
-    ServerErrorKind, TlsCertificates, TlsMode, Value,
+    IntoConnectionInfo, Pipeline, ProtocolVersion, RedisError, RedisFuture, ServerErrorKind,
+    TlsCertificates, TlsMode, Value,
 };
 
+use super::login::Login;
 use super::options::{RedisUrl, Topology};
 use crate::backend::hosts::Host;
 use crate::backend::secret::read;
@@ -78,7 +79,7 @@ impl ConnectionLike for Link {
 /// Makes connections.
 pub(super) struct Connector {
     url: RedisUrl,
-    login: RedisConnectionInfo,
+    login: Login,
     certificates: Option<TlsCertificates>,
     /// The server that was connected to last; none of a cluster's.
     server: Mutex<Option<Server>>,
@@ -105,17 +106,7 @@ impl Connector {
     /// # Errors
     /// `NotFound`, `Denied` or `InvalidInput` for the files with certificates or the password.
     pub(super) fn new(url: &RedisUrl) -> Result<Self> {
-        let credentials = url.broker.credentials()?;
-        let mut login = RedisConnectionInfo::default()
-            .set_protocol(ProtocolVersion::RESP3)
-            .set_lib_name("dnpipes", env!("CARGO_PKG_VERSION"))
-            .set_db(url.database);
-        if let Some(user) = credentials.user {
-            login = login.set_username(user);
-        }
-        if let Some(password) = credentials.password {
-            login = login.set_password(password);
-        }
+        let login = Login::new(url)?;
         let certificates = match &url.broker.tls {
             None => None,
             Some(files) => {
@@ -205,7 +196,7 @@ impl Connector {
         let info = self.address(host).into_connection_info()?;
         let info = info
             .set_tcp_settings(tcp())
-            .set_redis_settings(self.login.clone());
+            .set_redis_settings(self.login.read());
         match &self.certificates {
             None => Client::open(info),
             Some(certificates) => Client::build_with_tls(info, certificates.clone()),
@@ -273,10 +264,11 @@ impl Connector {
             .set_client_to_redis_protocol(ProtocolVersion::RESP3)
             .set_client_to_redis_tcp_settings(tcp())
             .set_client_to_sentinel_tcp_settings(tcp());
-        if let Some(user) = self.login.username() {
+        let login = self.login.read();
+        if let Some(user) = login.username() {
             builder = builder.set_client_to_redis_username(user);
         }
-        if let Some(password) = self.login.password() {
+        if let Some(password) = login.password() {
             builder = builder.set_client_to_redis_password(password);
         }
         if let Some(certificates) = &self.certificates {
@@ -307,10 +299,11 @@ impl Connector {
             .tcp_settings(tcp())
             // For those that a redirection answers: the others are repeated elsewhere.
             .retries(3);
-        if let Some(user) = self.login.username() {
+        let login = self.login.read();
+        if let Some(user) = login.username() {
             builder = builder.username(user);
         }
-        if let Some(password) = self.login.password() {
+        if let Some(password) = login.password() {
             builder = builder.password(password);
         }
         if let Some(certificates) = &self.certificates {

@@ -1,7 +1,7 @@
 //! Pipes in Redis: each is a stream, so that `XADD` and `XRANGE` of other programs push and pull too.
 //!
 //! - [`options`]: the source's URL.
-//! - [`link`]: connections and what their failures mean; [`failover`]: when they go elsewhere.
+//! - [`link`], [`login`]: connections and what their failures mean; [`failover`]: when they go elsewhere.
 //! - [`client`], [`scripts`]: requests; [`keys`], [`entry`]: what lies in the database.
 //! - [`push`], [`bulk`], [`transaction`]: writers; [`copies`]: what they wait for; [`source`], [`fetch`], [`progress`]: subscribers.
 //!
@@ -17,6 +17,7 @@ mod failover;
 mod fetch;
 mod keys;
 mod link;
+mod login;
 mod options;
 mod progress;
 mod push;
