@@ -1,10 +1,11 @@
 //! What a user of Redis may not do, and what a Redis does not know.
 
 use std::fs;
+use std::process::Command;
 
 use crate::redis::{cli, start};
 use crate::services::{Server, Services};
-use crate::support::{Mount, Store, wait_for};
+use crate::support::{DNPIPES, Mount, Store, finish, wait_for};
 
 /// A Redis with a user who may do everything, and a mount of his.
 fn start_with_user() -> (Services, Server, Mount) {
@@ -165,6 +166,22 @@ fn a_reset_or_removal_is_done_with_all_rights_or_not_at_all() {
         assert_eq!(length(&server, "topic"), 3, "{right}");
         allow(&server, &format!("+{right}"));
         mount.out("truncate -s 0 topic; rm topic");
+    }
+}
+
+#[test]
+fn a_server_that_runs_no_scripts_is_told_of_at_once() {
+    for (setting, said) in [
+        ("rename-command EVAL \"\"", "script"),
+        ("rename-command EVALSHA \"\"", "script"),
+        ("rename-command XINFO \"\"", "XINFO"),
+        ("user default on nopass ~* &* +@all -eval", "script"),
+    ] {
+        let (_services, server) = start(&[setting]);
+        let output = finish(Command::new(DNPIPES).args(["ls", "--source", &server.url]));
+        assert_eq!(output.status.code(), Some(1), "{setting}: {output:?}");
+        let why = String::from_utf8(output.stderr).expect("text");
+        assert!(why.contains(said), "{setting}: {why}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Requests to the server: over connections that are made anew when they break, and by scripts.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,9 +22,6 @@ use crate::backend::broker::made_to_its_end;
 use crate::backend::floor::Floors;
 use crate::error::{Error, Kind, Result};
 use crate::name::PipeName;
-
-/// The first line of versions that will do: scripts may ask for the time before they write.
-const OLDEST_VERSION: u32 = 7;
 
 /// Of so many pipes it is said that they expire: a database may be full of such.
 const EXPIRING: usize = 64;
@@ -221,56 +218,6 @@ impl Client {
         Ok((generation, link))
     }
 
-    /// Looks at the settings that decide on what is kept.
-    async fn check(&self, link: &mut Link) -> Result<()> {
-        let info = match one_node(link, redis::cmd("INFO")).await {
-            Ok(info) => info,
-            Err(error) if is_broken(&error) => return Err(translated("INFO", error)),
-            Err(error) => {
-                log::info!("{}: its settings are not known: {error}", self.url);
-                return Ok(());
-            }
-        };
-        let info = match &info {
-            Value::VerbatimString { text, .. } => text,
-            other => text(other)?,
-        };
-        let fields: HashMap<&str, &str> = info
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .collect();
-        let field = |name| fields.get(name).copied().unwrap_or_default();
-        let version = field("redis_version");
-        let major = version
-            .split('.')
-            .next()
-            .and_then(|major| major.parse().ok());
-        if major.is_some_and(|major: u32| major < OLDEST_VERSION) {
-            let why = format!("{} is Redis {version}; it takes 7.0 or later", self.url);
-            return Err(Error::new(Kind::Unsupported, why));
-        }
-        if field("redis_mode") == "cluster" && self.url.topology != Topology::Cluster {
-            return Err(self.is_node());
-        }
-        if field("role") == "slave" {
-            log::warn!("{}: it is a replica, and takes no push", self.url);
-        }
-        let policy = field("maxmemory_policy");
-        if policy.starts_with("allkeys") {
-            log::warn!(
-                "{}: it drops whole pipes when its memory is full (maxmemory-policy {policy}); noeviction keeps them",
-                self.url
-            );
-        }
-        if field("aof_enabled") == "0" {
-            log::warn!(
-                "{}: it has no append-only file: a crash takes what was pushed since its last snapshot; appendonly yes keeps it",
-                self.url
-            );
-        }
-        Ok(())
-    }
-
     /// Says once that another program has set an end to a pipe.
     pub(super) fn warn_of_expiry(&self, pipe: &PipeName, stream: &str, milliseconds: u64) {
         let mut expiring = self.expiring.lock().unwrap_or_else(PoisonError::into_inner);
@@ -296,7 +243,7 @@ impl Client {
         answer.map_err(|error| self.failed(what(), error))
     }
 
-    fn is_node(&self) -> Error {
+    pub(super) fn is_node(&self) -> Error {
         let why = format!(
             "{} is a node of a cluster; add ?cluster to the URL",
             self.url
@@ -438,12 +385,12 @@ pub(super) fn no_answer(what: String, patience: Duration) -> Error {
 }
 
 /// Asks any one master.
-async fn one_node(link: &mut Link, command: Cmd) -> Result<Value, RedisError> {
+pub(super) async fn one_node(link: &mut Link, command: Cmd) -> Result<Value, RedisError> {
     match link {
         Link::Single(link) => command.query_async(link).await,
         Link::Cluster(link) => {
             let node = RoutingInfo::SingleNode(SingleNodeRoutingInfo::RandomPrimary);
-            link.route_command(command, node).await
+            link.route_command(command, node).await?.extract_error()
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! - [`options`]: the source's URL.
 //! - [`link`], [`login`]: connections and what their failures mean; [`failover`]: when they go elsewhere.
-//! - [`client`], [`scripts`]: requests; [`keys`], [`entry`]: what lies in the database.
+//! - [`client`], [`scripts`]: requests; [`settings`]: who takes them; [`keys`], [`entry`]: what lies in the database.
 //! - [`push`], [`bulk`], [`transaction`]: writers; [`copies`]: what they wait for; [`source`], [`fetch`], [`progress`]: subscribers.
 //!
 //! A request is made once: [`super::retry::Retry`] repeats it. Whatever changes something is one script or transaction, so
@@ -23,6 +23,7 @@ mod progress;
 mod push;
 mod resets;
 mod scripts;
+mod settings;
 mod source;
 mod transaction;
 

@@ -35,3 +35,4 @@ pub(super) static RESET: Lua =
 pub(super) static REMOVE: Lua =
     script!("demand.lua" "count.lua" "known.lua" "look.lua" "behind.lua" "remove.lua");
 pub(super) static FETCH: Lua = script!("fetch.lua");
+pub(super) static ABLE: Lua = script!("able.lua");
