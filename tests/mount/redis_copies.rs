@@ -1,7 +1,7 @@
 //! Redis with replicas that have what is acknowledged (`?replicas=`).
 
 use crate::load::{Work, Writers, assert_complete};
-use crate::redis::cli;
+use crate::redis::{cli, start};
 use crate::services::{Server, Services};
 use crate::support::{Mount, Store, wait_for};
 
@@ -29,6 +29,22 @@ fn a_failover_loses_nothing_that_a_replica_was_waited_for() {
     cli(&master, &format!("redis REPLICAOF 127.0.0.1 {port}"));
     load.finish();
     assert_complete(&mounts[0].lines("topic"), writers.len(), WORK);
+}
+
+/// A wait that the server breaks off is no answer.
+#[test]
+fn who_waits_for_replicas_of_a_master_that_is_none_any_more_tries_again() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&format!("{}?replicas=1", server.url), &["--timeout", "3s"]);
+    let waiting = mount.spawn("echo waits > topic");
+    wait_for("somebody who waits", || {
+        let clients = cli(&server, "redis INFO clients");
+        clients.contains("blocked_clients:1").then_some(())
+    });
+    cli(&server, "redis REPLICAOF 127.0.0.1 1");
+    let errors = waiting.finish().stderr;
+    let errors = String::from_utf8_lossy(&errors);
+    assert!(errors.contains("Connection timed out"), "{errors}");
 }
 
 #[test]

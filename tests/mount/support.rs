@@ -368,6 +368,9 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{} has logged:\n{}", self.mountpoint.display(), self.log());
+        }
         // A test that failed leaves it running; one that passed may have ended it already.
         if matches!(self.daemon.try_wait(), Ok(None)) {
             self.daemon.kill().ok();

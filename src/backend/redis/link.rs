@@ -450,9 +450,11 @@ fn kind(error: &RedisError) -> Kind {
     }
 }
 
-/// Redis's own errors begin with a word in capitals.
+/// Redis's own errors begin with a word in capitals. Those of a pipeline are what its first command failed for.
 fn by_text(error: &RedisError) -> Kind {
-    match error.code() {
+    let failed = error.clone().into_server_errors();
+    let first = failed.as_ref().and_then(|failed| failed.first());
+    match first.map(|(_, error)| error.code()).or(error.code()) {
         Some("OOM") => Kind::Full,
         // It cannot write its file; if that is for want of room, a reset may help.
         Some("MISCONF") if error.to_string().contains("No space left") => Kind::Full,
