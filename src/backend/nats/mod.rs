@@ -1,7 +1,7 @@
 //! Pipes on NATS JetStream, servers 2.9 and later.
 //!
 //! - [`options`]: the source's URL; [`names`]: pipe names as stream names.
-//! - [`link`]: connections and requests; [`api`]: what JetStream is asked and answers.
+//! - [`link`]: connections and requests; [`api`]: what JetStream is asked and answers; [`listing`]: all pipes there are.
 //! - [`push`], [`ids`], [`answers`], [`target`], [`tried`] and [`search`]: storing once; [`feed`], [`opening`] and [`source`]:
 //!   subscribers; [`single`]: what cannot be streamed to them; [`headings`] and [`tally`]: how many bytes there are.
 //! - [`warnings`]: what is said of streams that do not keep what they are given.
@@ -24,6 +24,7 @@ mod feed;
 mod headings;
 mod ids;
 mod link;
+mod listing;
 mod names;
 mod opening;
 mod options;
@@ -37,12 +38,10 @@ mod target;
 mod tried;
 mod warnings;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -69,9 +68,6 @@ const FRESH: Duration = Duration::from_secs(1);
 /// How many searches go on at a time.
 const SEARCHES: usize = 4;
 
-/// How many pipes' messages are counted together for a listing.
-const TOGETHER: usize = 16;
-
 /// The client of NATS servers.
 pub struct Nats {
     shared: Arc<Shared>,
@@ -95,6 +91,8 @@ struct Shared {
     tags: Tags,
     /// Streams whose limits were warned of.
     warned: Mutex<HashSet<String>>,
+    /// The last list.
+    listed: Mutex<BTreeMap<PipeName, PipeInfo>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -280,6 +278,7 @@ impl Nats {
                 searches: Semaphore::new(SEARCHES),
                 tags: Tags::random()?,
                 warned: Mutex::default(),
+                listed: Mutex::default(),
             }),
         })
     }
@@ -304,15 +303,6 @@ fn done(pipe: &PipeName, answer: Result<Value, ApiError>) -> Result<()> {
         Err(error) if error.is(NOT_FOUND) => Err(not_found(pipe)),
         Err(error) => Err(error.typed()),
     }
-}
-
-/// A page of a list.
-#[derive(Deserialize)]
-struct Page {
-    #[serde(default)]
-    total: usize,
-    /// `null` where there is none.
-    streams: Option<Vec<Info>>,
 }
 
 impl Backend for Nats {
@@ -364,32 +354,7 @@ impl Backend for Nats {
     fn list(&self) -> Fut<'_, Vec<(PipeName, PipeInfo)>> {
         Box::pin(async move {
             let link = self.shared.asking.link().await?;
-            let mut pipes = Vec::new();
-            let mut offset = 0;
-            loop {
-                let ask = json!({ "offset": offset });
-                let page = link.api::<Page>("STREAM.LIST", &ask).await?;
-                let page = page.map_err(ApiError::typed)?;
-                let streams = page.streams.unwrap_or_default();
-                let is_last = streams.is_empty();
-                offset += streams.len();
-                for info in streams {
-                    if let Some(pipe) = self.shared.url.naming.pipe(&info.config.name) {
-                        pipes.push((pipe, info));
-                    }
-                }
-                if is_last || offset >= page.total {
-                    break;
-                }
-            }
-            // Streams that come and go move between the pages.
-            pipes.sort_by(|one, other| one.0.cmp(&other.0));
-            pipes.dedup_by(|one, other| one.0 == other.0);
-            let described = stream::iter(pipes).map(|(pipe, info)| async move {
-                let described = self.shared.describe(&pipe, &info).await?;
-                Ok((pipe, described))
-            });
-            described.buffered(TOGETHER).try_collect().await
+            self.shared.list(&link).await
         })
     }
 
