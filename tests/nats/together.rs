@@ -5,7 +5,7 @@ use dnpipes::error::Kind;
 use serde_json::json;
 
 use crate::services::Services;
-use crate::{Other, batch, client, contents, name, new_id, refused};
+use crate::{Other, batch, client, contents, name, new_id, push, refused};
 
 fn numbered(writer: &str, count: usize) -> Vec<String> {
     (0..count)
@@ -88,6 +88,46 @@ async fn nothing_of_a_large_batch_is_stored_behind_a_message_that_is_refused() {
             assert_eq!(error.kind(), Kind::TooLong, "{kind}: {error}");
             let stored = contents(&client, "SMALL").await;
             assert!(stored == messages[..1700], "{kind}: {}", stored.len());
+        }
+    }
+}
+
+/// Of what it has stored the server forgets the identities before a writer could ask it again.
+#[tokio::test]
+async fn writers_in_a_stream_that_forgets_at_once_double_nothing() {
+    const WRITES: usize = 12;
+    const SIZE: usize = 1500;
+    let short = json!({ "duplicate_window": 100_000_000 });
+    let batches = json!({ "duplicate_window": 100_000_000, "allow_atomic": true });
+    // Such a stream remembers nothing at all, on newer servers.
+    let source = json!({ "sources": [{ "name": "ANOTHER" }] });
+    for (kind, settings) in [
+        ("nats", &short),
+        ("nats-new", &short),
+        ("nats-new", &batches),
+        ("nats-new", &source),
+    ] {
+        let services = Services::start(&[kind]);
+        let other = Other::new(&services).await;
+        other.stream("ANOTHER", json!({})).await;
+        other.stream("FORGETS", settings.clone()).await;
+        let write = |writer: &'static str| {
+            let client = client(&format!("{}/?prefix=", services.url()));
+            async move {
+                for part in numbered(writer, WRITES * SIZE).chunks(SIZE) {
+                    let pushed = push(&client, "FORGETS", &texts(part)).await;
+                    pushed.expect("stored");
+                }
+            }
+        };
+        tokio::join!(write("one"), write("two"), write("three"));
+        let all = contents(&client(&format!("{}/?prefix=", services.url())), "FORGETS").await;
+        for writer in ["one", "two", "three"] {
+            let is_own = |text: &&String| text.split(' ').next() == Some(writer);
+            let own: Vec<&String> = all.iter().filter(is_own).collect();
+            let expected = numbered(writer, WRITES * SIZE);
+            assert_eq!(own.len(), expected.len(), "{kind}: {writer}: {settings}");
+            assert!(own.into_iter().eq(&expected), "{kind}: {writer}");
         }
     }
 }

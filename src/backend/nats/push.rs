@@ -5,7 +5,8 @@
 //!   stream's last, so the answer to the last one stands for all. They stay together, and the server is spared
 //!   most of the answers, but a crash may leave the first ones.
 //!   Where others' messages come between, chains are short.
-//! - Each for itself, with its own answer, where neither will do.
+//! - Each for itself, with its own answer, where neither will do; also where the server soon forgets what it has stored,
+//!   as what is left of a broken chain is sent again.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -202,8 +203,7 @@ impl Push {
     /// messages when it was killed, and does not know them.
     fn is_remembered(&self, stream: &Stream) -> bool {
         let tried = self.turn.tried();
-        // Half of the time is for the message's way, and for clocks that differ.
-        let is_fresh = |first: Instant| first.elapsed() < stream.window / 2;
+        let is_fresh = |first| stream.remembers_since(first);
         tried.first.is_some_and(is_fresh) && !tried.any_whole()
     }
 
@@ -230,7 +230,7 @@ impl Push {
         let left = self.batch.messages().len() - next;
         if !stream.atomic {
             by_ids(stream, left)
-        } else if left > WHOLE && stream.alone && !stream.take_short() {
+        } else if left > WHOLE && stream.takes_chains() && !stream.take_short() {
             (Way::Chain, left.min(CHAIN))
         } else {
             (Way::Whole, left.min(WHOLE))
@@ -253,6 +253,7 @@ impl Push {
 
     /// Stores messages as a chain, and as short ones where that breaks.
     async fn store_together(&self, stream: &Stream, next: usize, count: usize) -> Result<Outcome> {
+        let begun = Instant::now();
         if let Some(outcome) = self.store_chain(stream, next, count).await? {
             return Ok(outcome);
         }
@@ -260,6 +261,10 @@ impl Push {
         let mut last = Outcome::Before;
         // The server knows those again that are stored, and says which one it refuses.
         for first in (next..next + count).step_by(SHORT) {
+            if !stream.remembers_since(begun) {
+                let why = "it takes long to store messages among those of others";
+                return Err(Error::new(Kind::Unreachable, why).maybe_applied());
+            }
             let some = SHORT.min(next + count - first);
             let stored = match some < count {
                 true => self.store_chain(stream, first, some).await?,
@@ -429,7 +434,7 @@ impl Push {
 
 /// How so many messages go for which the server is to know each one's identity.
 fn by_ids(stream: &Stream, count: usize) -> (Way, usize) {
-    match (count, stream.alone) {
+    match (count, stream.takes_chains()) {
         (1, _) => (Way::Whole, 1),
         (_, true) if stream.take_short() => (Way::Chain, count.min(SHORT)),
         (_, true) => (Way::Chain, count.min(CHAIN)),

@@ -8,6 +8,9 @@ use super::link::Link;
 use crate::error::{Error, Kind, Result};
 use crate::message::Position;
 
+/// How long a server should remember identities: as long as a push is repeated, unless a mount's `--timeout` is longer.
+pub(super) const LONG_ENOUGH: Duration = Duration::from_secs(30);
+
 /// A stream, as it was looked at.
 pub(super) struct Stream {
     pub(super) name: String,
@@ -44,6 +47,17 @@ impl Stream {
             window: info.duplicate_window(),
             seen: Instant::now(),
         })
+    }
+
+    /// Whether the server still knows again what it has stored from `then` on.
+    pub(super) fn remembers_since(&self, then: Instant) -> bool {
+        // Half of the time is for the messages' way, and for clocks that differ.
+        self.window >= LONG_ENOUGH && then.elapsed() < self.window / 2
+    }
+
+    /// Whether messages may go as a chain.
+    pub(super) fn takes_chains(&self) -> bool {
+        self.alone && self.window >= LONG_ENOUGH
     }
 
     /// Takes one of the short chains that are still to come; false if there is none.

@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use super::api::Info;
 use super::link::Link;
-use super::target::Stream;
+use super::target::{LONG_ENOUGH, Stream};
 use super::{Shared, lock};
-
-/// How long a server should remember identities: as long as a push is repeated, unless a mount's `--timeout` is longer.
-const LONG_ENOUGH: Duration = Duration::from_secs(30);
 
 impl Shared {
     /// Says once what may become of messages in a stream that was not made here.
