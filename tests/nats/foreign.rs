@@ -144,6 +144,43 @@ async fn limits_of_a_stream_are_warned_of_once() {
     assert!(LOG.warnings("own").is_empty());
 }
 
+/// Also with `discard: new`, which such a limit does not heed by itself.
+#[tokio::test]
+async fn a_limit_of_a_subject_is_warned_of_as_what_it_does() {
+    keep_log();
+    for kind in ["nats", "nats-new"] {
+        let services = Services::start(&[kind]);
+        let other = Other::new(&services).await;
+        let client = client(&format!("{}/?prefix=", services.url()));
+        for (stream, refuses, warning) in [
+            (
+                "SLIDES",
+                false,
+                "the oldest are dropped over max_msgs_per_subject 2",
+            ),
+            (
+                "STAYS",
+                true,
+                "pushes are refused over max_msgs_per_subject 2",
+            ),
+        ] {
+            let stream = format!("{stream}-{kind}");
+            let settings = json!({
+                "max_msgs_per_subject": 2, "discard": "new", "discard_new_per_subject": refuses,
+            });
+            other.stream(&stream, settings).await;
+            push(&client, &stream, &["a", "b"]).await.expect("stored");
+            let third = push(&client, &stream, &["c"]).await;
+            let kind_of = third.as_ref().err().map(|error| error.kind());
+            assert_eq!(kind_of, refuses.then_some(Kind::Full), "{third:?}");
+            let kept = if refuses { ["a", "b"] } else { ["b", "c"] };
+            assert_eq!(pull(&client, &stream).await.expect("messages"), kept);
+            let warnings = LOG.warnings(&format!("stream {stream} does"));
+            assert!(warnings[0].contains(warning), "{warnings:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_stream_that_acknowledges_before_it_writes_is_warned_of_once() {
     keep_log();

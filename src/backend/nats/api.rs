@@ -45,6 +45,9 @@ pub(super) struct Config {
     pub(super) max_msgs_per_subject: i64,
     #[serde(default)]
     pub(super) discard: String,
+    /// Without it the oldest are dropped over `max_msgs_per_subject`, whatever `discard` says.
+    #[serde(default)]
+    pub(super) discard_new_per_subject: bool,
     pub(super) storage: String,
     /// `async` where messages are acknowledged before they are written.
     #[serde(default)]
@@ -66,14 +69,17 @@ pub(super) struct Config {
 impl Config {
     /// Whether it drops messages by itself.
     pub(super) fn sheds(&self) -> bool {
-        let is_full = self.max_bytes > 0 || self.max_msgs > 0;
-        self.max_age > 0 || self.max_msgs_per_subject > 0 || is_full && self.discard != "new"
+        let full = self.max_bytes > 0 || self.max_msgs > 0;
+        let of_subject = self.max_msgs_per_subject > 0 && !self.discard_new_per_subject;
+        let is_limited = full || self.max_msgs_per_subject > 0;
+        self.max_age > 0 || of_subject || is_limited && self.discard != "new"
     }
 
     /// Whether some messages are refused and others are not.
     pub(super) fn may_refuse(&self) -> bool {
-        let limited = self.max_bytes > 0 || self.max_msgs > 0 || self.max_msgs_per_subject > 0;
-        self.max_msg_size > 0 || limited && self.discard == "new"
+        let full = self.max_bytes > 0 || self.max_msgs > 0;
+        let of_subject = self.max_msgs_per_subject > 0 && self.discard_new_per_subject;
+        self.max_msg_size > 0 || (full || of_subject) && self.discard == "new"
     }
 }
 

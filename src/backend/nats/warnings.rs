@@ -12,13 +12,19 @@ impl Shared {
     pub(super) fn warn_of_limits(&self, info: &Info, link: &Link) {
         let config = &info.config;
         let mut why = Vec::new();
+        let refuses = config.discard != "old";
+        let refuses_of_subject = refuses && config.discard_new_per_subject;
         let limits = [
-            (config.max_msgs, "max_msgs"),
-            (config.max_bytes, "max_bytes"),
-            (config.max_msgs_per_subject, "max_msgs_per_subject"),
+            (config.max_msgs, "max_msgs", refuses),
+            (config.max_bytes, "max_bytes", refuses),
+            (
+                config.max_msgs_per_subject,
+                "max_msgs_per_subject",
+                refuses_of_subject,
+            ),
         ];
-        for (limit, name) in limits {
-            if limit > 0 && config.discard == "old" {
+        for (limit, name, refuses) in limits {
+            if limit > 0 && !refuses {
                 why.push(format!("the oldest are dropped over {name} {limit}"));
             } else if limit > 0 {
                 why.push(format!("pushes are refused over {name} {limit}"));
