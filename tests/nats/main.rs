@@ -8,6 +8,7 @@ mod services;
 mod access;
 mod content;
 mod foreign;
+mod limits;
 mod listing;
 mod odd;
 mod once;

@@ -191,6 +191,12 @@ pub(super) struct ApiError {
 
 /// There is no such message.
 pub(super) const NO_MESSAGE: u32 = 10037;
+/// A stream cannot be so; the text says what is wrong.
+const BAD_CONFIG: u32 = 10052;
+/// A stream of this account has to have a limit of bytes.
+const NO_MAX_BYTES: u32 = 10113;
+/// A consumer of this stream may not be kept for so long.
+pub(super) const IDLE_TOO_LONG: u32 = 10153;
 /// There is a stream of that name with another configuration.
 const OTHER_CONFIG: u32 = 10058;
 /// The stream, or the account, has as many consumers as it may.
@@ -223,12 +229,17 @@ impl ApiError {
         self.err_code == code
     }
 
+    /// Whether identities may not be remembered for so long.
+    fn is_about_the_window(&self) -> bool {
+        self.is(BAD_CONFIG) && self.description.contains("duplicates window")
+    }
+
     /// What it means.
     pub(super) fn typed(self) -> Error {
         let text = &self.description;
         let kind = match (self.err_code, self.code) {
             (NOT_FOUND, _) => Kind::NotFound,
-            (NOT_ENABLED | 10076 | OVERLAP, _) => Kind::Unsupported,
+            (NOT_ENABLED | 10076 | OVERLAP | NO_MAX_BYTES, _) => Kind::Unsupported,
             (10054 | 10097, _) => Kind::TooLong,
             // Of the account, the server's memory and disk, and the number of streams.
             (10002 | 10023 | 10027 | 10028 | 10047 | 10122, _) => Kind::Full,
@@ -250,6 +261,10 @@ impl ApiError {
         match self.err_code {
             NOT_ENABLED | 10076 => why += "; it is not enabled for this account",
             TOO_MANY => why += "; each reader is a consumer, and max_consumers lets no more in",
+            NO_MAX_BYTES => {
+                why +=
+                    "; a pipe is made without, so make its stream by: nats stream add --max-bytes";
+            }
             OVERLAP => why += "; another stream takes the messages of this name",
             _ => {}
         }
@@ -375,7 +390,13 @@ impl Link {
             config["allow_atomic"] = Value::Bool(true);
         }
         let what = format!("STREAM.CREATE.{stream}");
-        match self.api::<Value>(&what, &config).await? {
+        let mut made = self.api::<Value>(&what, &config).await?;
+        if made.as_ref().is_err_and(ApiError::is_about_the_window) {
+            // Not said, it is two minutes, or what the server allows.
+            config["duplicate_window"] = Value::Null;
+            made = self.api(&what, &config).await?;
+        }
+        match made {
             Ok(_) => Ok(true),
             Err(error) if error.is(OTHER_CONFIG) => Ok(false),
             Err(error) => Err(error.typed()),

@@ -12,7 +12,7 @@ use futures_util::{FutureExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::api::{Consumer, NOT_FOUND};
+use super::api::{Consumer, IDLE_TOO_LONG, NOT_FOUND};
 use super::link::{Link, MISSES, Refusals, SETTLE};
 use crate::backend::broker::made_to_its_end;
 use crate::error::{Error, Kind, Result};
@@ -52,8 +52,9 @@ pub(super) struct Feed {
     /// How much was asked for and has not come, in bytes, as the server counts them. It serves requests by
     /// turns, and does not say when one is filled to the byte.
     owed: i64,
-    /// How much the next request is for, in bytes.
+    /// How much the next request is for, in bytes, and how much it may be for.
     bytes: i64,
+    most: i64,
     /// Whether the next message is larger than that.
     large: bool,
     /// Whether one message of any size was asked for.
@@ -130,9 +131,15 @@ impl Feed {
         }
         let inbox = link.inbox();
         let subscriber = link.listen(format!("{inbox}.*")).await?;
-        let body = json!({ "stream_name": stream, "config": config });
+        let mut body = json!({ "stream_name": stream, "config": config });
         let what = format!("CONSUMER.CREATE.{stream}");
-        let consumer = match link.api::<Consumer>(&what, &body).await? {
+        let mut made = link.api::<Consumer>(&what, &body).await?;
+        if made.as_ref().is_err_and(|error| error.is(IDLE_TOO_LONG)) {
+            // Not said, it is as long as the stream allows.
+            body["config"]["inactive_threshold"] = Value::Null;
+            made = link.api(&what, &body).await?;
+        }
+        let consumer = match made {
             Ok(consumer) => consumer.name,
             Err(error) if error.is(NOT_FOUND) => return Ok(None),
             Err(error) => return Err(error.typed()),
@@ -148,6 +155,7 @@ impl Feed {
             subscriber,
             owed: 0,
             bytes: FIRST,
+            most: MOST,
             large: false,
             single: false,
             received: 0,
@@ -270,7 +278,13 @@ impl Feed {
             409 if why.starts_with("Message Size Exceeds") => {
                 // Not even the first one had room.
                 self.large = self.end(message);
-                self.bytes = (self.bytes * 2).min(MOST);
+                self.bytes = (self.bytes * 2).min(self.most);
+            }
+            // Known by the first request that is refused.
+            409 if let Some(batch) = allowed_batch(why) => {
+                self.end(message);
+                self.most = batch * LEAST;
+                self.bytes = self.bytes.min(self.most);
             }
             409 if why.eq_ignore_ascii_case("Batch Completed") => {
                 self.end(message);
@@ -329,6 +343,12 @@ impl Drop for Feed {
             }
         });
     }
+}
+
+/// How many messages may be asked for at a time, where those were too many.
+fn allowed_batch(why: &str) -> Option<i64> {
+    let batch = why.strip_prefix("Exceeded MaxRequestBatch of ")?.parse();
+    batch.ok().filter(|batch| *batch > 0)
 }
 
 /// What the subject for acknowledgements says of a message.
