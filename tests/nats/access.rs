@@ -1,5 +1,7 @@
 //! Who may come in, and as whom.
 
+use std::time::{Duration, Instant};
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dnpipes::backend::Backend;
@@ -123,6 +125,55 @@ async fn a_server_that_asks_for_a_certificate_takes_its_authoritys_only() {
         try_in(&with(&certificates), true).await;
         try_in(&with(&strangers), false).await;
         try_in(&at, false).await;
+    }
+}
+
+/// Takes the right to hear answers from a user, or gives it back.
+fn let_hear(services: &Services, hears: bool) {
+    let server = services.server();
+    let config = server.folder.join("config");
+    let text = std::fs::read_to_string(&config).expect("its configuration");
+    let (from, to) = match hears {
+        true => ("\"nothing\"", "\"_INBOX.>\""),
+        false => ("\"_INBOX.>\"", "\"nothing\""),
+    };
+    std::fs::write(&config, text.replace(from, to)).expect("written");
+    let log = || std::fs::read_to_string(server.folder.join("log")).expect("its log");
+    let reloads = |log: &str| log.matches("Reloaded: authorization").count();
+    let before = reloads(&log());
+    // SAFETY: the server is a child of a child, which is not reaped before its end.
+    assert_eq!(unsafe { libc::kill(server.pid, libc::SIGHUP) }, 0);
+    let since = Instant::now();
+    while reloads(&log()) == before {
+        assert!(since.elapsed() < Duration::from_secs(10), "{}", log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[tokio::test]
+async fn answers_that_did_not_come_do_not_keep_later_ones_away() {
+    const PATIENCE: Duration = Duration::from_secs(4);
+    for kind in ["nats", "nats-new"] {
+        let users = r#"authorization { users: [
+            { user: me, password: s3cret, permissions: { publish: ">", subscribe: ["_INBOX.>"] } }
+        ] }"#;
+        let services = Services::start(&[kind, "--set", users]);
+        let at = format!("nats://me:s3cret@127.0.0.1:{}/", services.server().port);
+        let client = client(&at);
+        push(&client, "topic", &["x"]).await.expect("stored");
+        let_hear(&services, false);
+        let_hear(&services, true);
+        // Who asks before it is known what has happened is refused, or gives up before the server is held for dead.
+        let mut tries = 0;
+        loop {
+            match tokio::time::timeout(PATIENCE, push(&client, "topic", &["x"])).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(error)) => assert_eq!(error.kind(), Kind::Denied, "{kind}: {error}"),
+                Err(_) => {}
+            }
+            tries += 1;
+            assert!(tries < 2, "{kind}: no answer comes any more");
+        }
     }
 }
 

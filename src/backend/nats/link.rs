@@ -57,8 +57,8 @@ pub(super) struct Link {
     client: Client,
     /// What the server says is not permitted; no answer says which request it means.
     refusals: broadcast::Sender<Arc<str>>,
-    /// Whether an answer did not come, or nobody is left to ask.
-    dead: AtomicBool,
+    /// Whether an answer did not come, or cannot come, or nobody is left to ask.
+    dead: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -99,10 +99,17 @@ impl Link {
         })?;
         let (refusals, _) = broadcast::channel(REFUSALS);
         let told = refusals.clone();
+        let dead = Arc::new(AtomicBool::new(false));
+        let deaf = Arc::clone(&dead);
         let options = options(url)?.event_callback(move |event| {
             if let Event::ServerError(error) = event {
+                let error = error.to_string();
+                // It stays so, although the right may be given back.
+                if keeps_answers_away(&error) {
+                    deaf.store(true, Ordering::Relaxed);
+                }
                 // Nobody need be listening.
-                drop(told.send(error.to_string().into()));
+                drop(told.send(error.into()));
             }
             std::future::ready(())
         });
@@ -124,7 +131,7 @@ impl Link {
         Ok(Link {
             client,
             refusals,
-            dead: AtomicBool::new(false),
+            dead,
         })
     }
 
@@ -317,11 +324,16 @@ impl Refusals {
 
 /// Whether the refusal names `subject`, or where answers come.
 fn is_about(why: &str, subject: &str) -> bool {
-    why.contains("Subscription to \"_INBOX.")
+    keeps_answers_away(why)
         || why
             .split('"')
             .nth(1)
             .is_some_and(|quoted| quoted == subject)
+}
+
+/// Whether a refusal names where answers come.
+fn keeps_answers_away(why: &str) -> bool {
+    why.contains("Subscription to \"_INBOX.")
 }
 
 fn options(url: &NatsUrl) -> Result<ConnectOptions> {
