@@ -128,6 +128,28 @@ async fn a_server_that_asks_for_a_certificate_takes_its_authoritys_only() {
     }
 }
 
+#[tokio::test]
+async fn a_server_may_expect_the_handshake_of_tls_first() {
+    let certificates = Certificates::new();
+    let server = format!(
+        "tls {{ cert_file: {:?}, key_file: {:?}, handshake_first: true }}",
+        certificates.file("gateway.pem"),
+        certificates.file("gateway.key"),
+    );
+    // Older ones cannot.
+    let services = Services::start(&["nats-new", "--set", &server]);
+    let ca = certificates.ca();
+    let url = format!(
+        "tls://127.0.0.1:{}/?ca={}",
+        services.server().port,
+        ca.display()
+    );
+    let error = client(&url).list().await.expect_err("both wait");
+    assert_eq!(error.kind(), Kind::Unreachable);
+    assert!(error.to_string().contains("tls_first=yes"), "{error}");
+    try_in(&format!("{url}&tls_first=yes"), true).await;
+}
+
 /// Takes the right to hear answers from a user, or gives it back.
 fn let_hear(services: &Services, hears: bool) {
     let server = services.server();

@@ -52,6 +52,9 @@ const REFUSALS: usize = 64;
 /// The first server that knows atomic batches.
 const ATOMIC: (u32, u32) = (2, 12);
 
+/// What may help against a server with TLS that says nothing.
+const FIRST_HINT: &str = "; one with handshake_first needs ?tls_first=yes";
+
 /// A connection to one server.
 pub(super) struct Link {
     client: Client,
@@ -115,9 +118,10 @@ impl Link {
         });
         let connecting = tokio::time::timeout(CONNECT, options.connect(address));
         let client = match connecting.await {
-            Ok(connected) => connected.map_err(|error| failed_to_connect(&shown, error))?,
+            Ok(connected) => connected.map_err(|error| failed_to_connect(url, &shown, error))?,
             Err(_) => {
-                let why = format!("{shown} does not answer within {CONNECT:?}");
+                let hint = if may_wait_for_us(url) { FIRST_HINT } else { "" };
+                let why = format!("{shown} does not answer within {CONNECT:?}{hint}");
                 return Err(Error::new(Kind::Unreachable, why));
             }
         };
@@ -347,6 +351,9 @@ fn options(url: &NatsUrl) -> Result<ConnectOptions> {
         .ignore_discovered_servers();
     if let Some(files) = &url.broker.tls {
         options = options.require_tls(true);
+        if url.tls_first {
+            options = options.tls_first();
+        }
         if let Some(ca) = &files.ca {
             options = options.add_root_certificates(ca.clone());
         }
@@ -374,7 +381,7 @@ fn options(url: &NatsUrl) -> Result<ConnectOptions> {
 }
 
 /// What a failed connection means.
-fn failed_to_connect(server: &str, error: ConnectError) -> Error {
+fn failed_to_connect(url: &NatsUrl, server: &str, error: ConnectError) -> Error {
     let (kind, why) = match error.kind() {
         ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
             (Kind::Denied, "it does not accept the credentials")
@@ -384,7 +391,17 @@ fn failed_to_connect(server: &str, error: ConnectError) -> Error {
             None => (Kind::Unreachable, "cannot connect"),
         },
     };
-    Error::new(kind, format!("{server}: {why}")).caused_by(error)
+    let is_silent = error.to_string().contains("expected INFO, got nothing");
+    let hint = match is_silent && may_wait_for_us(url) {
+        true => FIRST_HINT,
+        false => "",
+    };
+    Error::new(kind, format!("{server}: {why}{hint}")).caused_by(error)
+}
+
+/// Whether a server that says nothing may wait for the handshake of TLS.
+fn may_wait_for_us(url: &NatsUrl) -> bool {
+    url.broker.tls.is_some() && !url.tls_first
 }
 
 /// What no further try helps against: the other side is not who it should be, a file is wrong, or a user

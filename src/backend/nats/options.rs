@@ -1,5 +1,5 @@
 //! The source's URL: `nats[+srv]://[user[:password]@]host[:4222][,host…]/`, or `tls://` where the connection
-//! has to be encrypted, with `?prefix=TEXT&replicas=1|3|5&creds=FILE`, and for TLS `ca=FILE&cert=FILE&key=FILE`.
+//! has to be encrypted, with `?prefix=TEXT&replicas=1|3|5&creds=FILE`, and for TLS `ca=FILE&cert=FILE&key=FILE&tls_first=yes|no`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -25,6 +25,8 @@ pub struct NatsUrl {
     pub(super) replicas: u8,
     /// A file with a user's JWT and key.
     pub(super) creds: Option<PathBuf>,
+    /// Whether the server waits for the handshake of TLS before it says anything.
+    pub(super) tls_first: bool,
 }
 
 impl NatsUrl {
@@ -48,12 +50,19 @@ impl NatsUrl {
             Some(path) if path.is_empty() => return Err("creds needs a file".to_owned()),
             path => path.map(PathBuf::from),
         };
-        broker.refuse_rest("prefix replicas creds")?;
+        let tls_first = match broker.take("tls_first").as_deref() {
+            None | Some("no") => false,
+            Some("yes") if broker.tls.is_some() => true,
+            Some("yes") => return Err("tls_first needs TLS: tls://".to_owned()),
+            Some(other) => return Err(format!("tls_first={other} is neither yes nor no")),
+        };
+        broker.refuse_rest("prefix replicas creds tls_first")?;
         Ok(NatsUrl {
             broker,
             naming: Naming::new(prefix)?,
             replicas,
             creds,
+            tls_first,
         })
     }
 }
@@ -96,7 +105,9 @@ mod tests {
             ("nats://one/?replicas=2", "replicas"),
             ("nats://one/?prefix=a.b", "prefix"),
             ("nats://one/?creds=", "creds"),
-            ("nats://one/?stream=x", "prefix replicas creds"),
+            ("nats://one/?stream=x", "prefix replicas creds tls_first"),
+            ("nats://one/?tls_first=yes", "tls://"),
+            ("tls://one/?tls_first=1", "yes nor no"),
             ("nats://one/?ca=/a", "TLS"),
         ] {
             let error = NatsUrl::parse(text).expect_err(text);
