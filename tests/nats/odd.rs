@@ -15,7 +15,7 @@ use crate::services::Services;
 use crate::{Other, batch, client, name, new_id, pull, push, refused};
 
 /// Blocks of headers that a server stores, whatever they hold.
-const ODD: [&[u8]; 12] = [
+pub(crate) const ODD: [&[u8]; 12] = [
     b"NATS/1.0\r\nX: \xff\xfe\r\n\r\n",
     b"NATS/1.0\r\nno colon\r\n\r\n",
     b"NATS/1.0\r\nbad name: x\r\n\r\n",

@@ -14,8 +14,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// What is known of a message.
 pub(super) struct Heading<'a> {
     pub(super) seq: u64,
-    /// Its bytes, without headers; `None` where the server does not say.
-    pub(super) size: Option<u64>,
+    /// Its bytes, without headers.
+    pub(super) size: u64,
     header: &'a dyn Fn(&'static str) -> Option<&'a str>,
 }
 
@@ -24,7 +24,7 @@ impl<'a> Heading<'a> {
     pub(super) fn new(seq: u64, header: &'a dyn Fn(&'static str) -> Option<&'a str>) -> Self {
         Heading {
             seq,
-            size: None,
+            size: 0,
             header,
         }
     }
@@ -55,12 +55,14 @@ impl Headings<'_> {
         line: &Line,
         note: &mut (dyn FnMut(&Heading<'_>) + Send),
     ) -> Result<()> {
-        loop {
+        while self.next < self.end {
             let link = line.link().await?;
             match self.stream_through(&link, note).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
                 // Perhaps it broke over the next message.
                 Err(error) if error.kind() == Kind::Unreachable && !link.is_alive() => {}
-                other => return other,
+                Err(error) => return Err(error),
             }
             let link = line.link().await?;
             let mut careful = 1;
@@ -71,7 +73,7 @@ impl Headings<'_> {
                         self.next = single.seq + 1;
                         note(&Heading {
                             seq: single.seq,
-                            size: Some(single.data.len() as u64),
+                            size: single.data.len() as u64,
                             header: &|name| single.header(name),
                         });
                     }
@@ -79,16 +81,18 @@ impl Headings<'_> {
                 }
             }
         }
+        Ok(())
     }
 
+    /// `false` if the next message has to be fetched by itself.
     async fn stream_through(
         &mut self,
         link: &Arc<Link>,
         note: &mut (dyn FnMut(&Heading<'_>) + Send),
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let stream = &self.info.config.name;
         let Some(mut feed) = Feed::open(Arc::clone(link), stream, self.next, true).await? else {
-            return Ok(());
+            return Ok(true);
         };
         let mut heard = Instant::now();
         let mut patience = LOOK;
@@ -105,17 +109,17 @@ impl Headings<'_> {
                     match link.info(stream).await? {
                         Some(info) if info.state.first_seq < self.end => {}
                         // They were dropped meanwhile.
-                        _ => return Ok(()),
+                        _ => return Ok(true),
                     }
                     // All may have been deleted one by one, or have come to their own end.
                     match link.single(stream, self.next).await? {
                         Some(single) if single.seq < self.end => {}
-                        _ => return Ok(()),
+                        _ => return Ok(true),
                     }
                     // A server that was started anew since does not know the consumer, and does not say so.
                     let link = Arc::clone(link);
                     let Some(another) = Feed::open(link, stream, self.next, true).await? else {
-                        return Ok(());
+                        return Ok(true);
                     };
                     feed = another;
                     patience *= 2;
@@ -124,14 +128,18 @@ impl Headings<'_> {
             };
             heard = Instant::now();
             if arrival.seq >= self.end {
-                return Ok(());
+                return Ok(true);
             }
-            self.next = arrival.seq + 1;
             let header = |name: &'static str| Some(arrival.headers.as_ref()?.get(name)?.as_str());
             // The server's own is the last one of this name.
             let sizes = arrival.headers.as_ref();
             let sizes = sizes.and_then(|headers| headers.get_all("Nats-Msg-Size").last());
             let size = sizes.and_then(|size| size.as_str().parse().ok());
+            // Where headers of others have no end, it is part of the last one.
+            let Some(size) = size else {
+                return Ok(false);
+            };
+            self.next = arrival.seq + 1;
             note(&Heading {
                 seq: arrival.seq,
                 size,
@@ -140,7 +148,7 @@ impl Headings<'_> {
             // Where some were deleted one by one, the last may be one of them.
             let is_deleted = arrival.pending == 0 && self.info.state.num_deleted > 0;
             if self.next == self.end || is_deleted {
-                return Ok(());
+                return Ok(true);
             }
         }
     }
