@@ -12,6 +12,7 @@ mod limits;
 mod listing;
 mod odd;
 mod once;
+mod removed;
 mod sheds;
 mod sizes;
 mod together;

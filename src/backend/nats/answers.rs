@@ -1,11 +1,17 @@
 //! What the answers to pushed messages say.
 
+use std::time::Duration;
+
 use async_nats::{Message, Subscriber};
 use futures_util::StreamExt;
 
 use super::api::{self, ApiError, Stored};
 use super::link::{ANSWER, Link, Refusals};
-use crate::error::{Error, Result};
+use super::target::Stream;
+use crate::error::{Error, Kind, Result};
+
+/// After so long without an answer it is looked whether the stream is still there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What became of messages.
 pub(super) enum Outcome {
@@ -47,6 +53,37 @@ pub(super) fn outcome(answer: Result<Option<Stored>, ApiError>) -> Result<Outcom
     }
 }
 
+/// Waits for an answer of the stream, as long as that is there: nobody answers for what has come to one that is removed.
+///
+/// # Errors
+/// Those of `answer`; `Unreachable` if the stream is removed.
+pub(super) async fn unless_removed<T>(
+    link: &Link,
+    stream: &Stream,
+    answer: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        biased;
+        answer = answer => answer,
+        () = is_removed(link, stream) => {
+            let why = format!("stream {} was removed meanwhile", stream.name);
+            Err(Error::new(Kind::Unreachable, why).maybe_applied())
+        }
+    }
+}
+
+async fn is_removed(link: &Link, stream: &Stream) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        match link.info(&stream.name).await {
+            Ok(Some(info)) if info.epoch().ok() == Some(stream.epoch) => {}
+            Ok(_) => return,
+            // It is not known; who waits for the answer gives up by itself.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
 /// Answers to many messages, in their order.
 pub(super) struct Acks {
     inbox: String,
@@ -73,15 +110,19 @@ impl Acks {
         format!("{}.{}", self.inbox, self.asked)
     }
 
-    pub(super) async fn next(&mut self, link: &Link, subject: &str) -> Result<Message> {
-        tokio::select! {
-            biased;
-            answer = tokio::time::timeout(ANSWER, self.subscriber.next()) => match answer {
-                Ok(Some(answer)) => Ok(answer),
-                Ok(None) => Err(link.ended()),
-                Err(_) => Err(link.silence()),
-            },
-            refused = self.refusals.of(subject) => Err(refused),
-        }
+    /// The next answer of `stream`.
+    pub(super) async fn next(&mut self, link: &Link, stream: &Stream) -> Result<Message> {
+        let next = async {
+            tokio::select! {
+                biased;
+                answer = tokio::time::timeout(ANSWER, self.subscriber.next()) => match answer {
+                    Ok(Some(answer)) => Ok(answer),
+                    Ok(None) => Err(link.ended()),
+                    Err(_) => Err(link.silence()),
+                },
+                refused = self.refusals.of(&stream.subject) => Err(refused),
+            }
+        };
+        unless_removed(link, stream, next).await
     }
 }

@@ -19,6 +19,9 @@ use crate::message::Position;
 /// before it sends again what an outage has kept. Each takes memory there, so not much longer.
 const DUPLICATES: Duration = Duration::from_secs(150);
 
+/// Go's time before all others: the server says it of a stream that it has not made in full.
+const NEVER: &str = "0001-01-01T";
+
 /// A stream: how it is configured, and what it holds.
 #[derive(Debug, Deserialize)]
 pub(super) struct Info {
@@ -106,13 +109,17 @@ impl Info {
     /// time, and numbers its messages from 1 again.
     ///
     /// # Errors
-    /// `Io` where it is no time.
+    /// `Io` where it is no time; `Unreachable` where the stream is not made in full.
     pub(super) fn epoch(&self) -> Result<u64> {
         let age = self.created()?.duration_since(UNIX_EPOCH);
         Ok(age.map_or(0, |age| age.as_nanos() as u64))
     }
 
     fn created(&self) -> Result<SystemTime> {
+        if self.created.starts_with(NEVER) {
+            let why = format!("stream {} is just being made, or removed", self.config.name);
+            return Err(Error::new(Kind::Unreachable, why));
+        }
         humantime::parse_rfc3339(&self.created).map_err(|error| {
             Error::new(Kind::Io, format!("{:?} is no time", self.created)).caused_by(error)
         })
@@ -399,8 +406,22 @@ impl Link {
         match made {
             Ok(_) => Ok(true),
             Err(error) if error.is(OTHER_CONFIG) => Ok(false),
+            Err(error) if error.is(OVERLAP) && !self.is_taken(stream).await.unwrap_or(true) => {
+                let why = format!("stream {stream} is just being made, or removed, by others");
+                Err(Error::new(Kind::Unreachable, why))
+            }
             Err(error) => Err(error.typed()),
         }
+    }
+
+    /// Whether another stream takes what is pushed to this one, which need not be there.
+    async fn is_taken(&self, stream: &str) -> Result<bool> {
+        let of_subject = json!({ "subject": stream });
+        let listed = self.api::<Value>("STREAM.LIST", &of_subject).await?;
+        let listed = listed.map_err(ApiError::typed)?;
+        let streams = listed["streams"].as_array().into_iter().flatten();
+        let mut names = streams.filter_map(|other| other["config"]["name"].as_str());
+        Ok(names.any(|name| name != stream))
     }
 }
 

@@ -12,14 +12,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use async_nats::HeaderMap;
 use async_nats::header::{
     NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_LAST_MESSAGE_ID,
     NATS_EXPECTED_STREAM, NATS_MESSAGE_ID,
 };
+use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 
-use super::answers::{Acks, Outcome, outcome, taken, understood};
+use super::answers::{Acks, Outcome, outcome, taken, understood, unless_removed};
 use super::api;
 use super::ids::PushName;
 use super::link::{Link, MISSES, SETTLE};
@@ -297,8 +297,8 @@ impl Push {
         let mut headers = batch_headers(&batch, count);
         headers.insert(NATS_BATCH_COMMIT, "1");
         self.identify(&mut headers, stream, last);
-        let answer = link.ask(&stream.subject, Some(headers), self.data(last));
-        match understood(answer.await?)? {
+        let answer = self.ask(stream, headers, last).await?;
+        match understood(answer)? {
             Err(error) if error.is(api::INCOMPLETE) => {
                 // A message before was refused, without an answer as nobody had asked for one.
                 self.store_asking(stream, next, count).await
@@ -310,10 +310,8 @@ impl Push {
     async fn store_one(&self, stream: &Stream, index: usize) -> Result<Outcome> {
         let mut headers = HeaderMap::new();
         self.identify(&mut headers, stream, index);
-        let answer = self
-            .link
-            .ask(&stream.subject, Some(headers), self.data(index));
-        outcome(understood(answer.await?)?)
+        let answer = self.ask(stream, headers, index).await?;
+        outcome(understood(answer)?)
     }
 
     /// Stores an atomic batch and asks for an answer to each message: the first refusal is the reason.
@@ -336,14 +334,14 @@ impl Push {
                 )
                 .await?;
             if index + 1 < next + count {
-                let answer = acks.next(&self.link, &stream.subject).await?;
+                let answer = acks.next(&self.link, stream).await?;
                 // An empty answer says that the message waits for the rest.
                 if answer.status.is_some() || !answer.payload.is_empty() {
                     return outcome(understood(taken(answer))?);
                 }
             }
         }
-        let answer = acks.next(&self.link, &stream.subject).await;
+        let answer = acks.next(&self.link, stream).await;
         outcome(understood(taken(answer.map_err(Error::maybe_applied)?))?)
     }
 
@@ -362,8 +360,8 @@ impl Push {
             sent.await.map_err(Error::maybe_applied)?;
         }
         let headers = self.chained(stream, next, last);
-        let answer = link.ask(&stream.subject, Some(headers), self.data(last));
-        let answer = answer.await.map_err(Error::maybe_applied)?;
+        let answer = self.ask(stream, headers, last).await;
+        let answer = answer.map_err(Error::maybe_applied)?;
         Ok(outcome(understood(answer)?).ok())
     }
 
@@ -402,7 +400,7 @@ impl Push {
                     .map_err(Error::maybe_applied)?;
                 sent += 1;
             }
-            let answer = acks.next(&self.link, &stream.subject).await;
+            let answer = acks.next(&self.link, stream).await;
             let answer = answer.map_err(Error::maybe_applied)?;
             let stored = outcome(understood(taken(answer))?);
             last = stored.map_err(|error| match window {
@@ -415,6 +413,18 @@ impl Push {
             }
         }
         Ok(last)
+    }
+
+    /// Sends message `index`, and waits for the answer to it.
+    async fn ask(
+        &self,
+        stream: &Stream,
+        headers: HeaderMap,
+        index: usize,
+    ) -> Result<Option<Message>> {
+        let link = &self.link;
+        let answer = link.ask(&stream.subject, Some(headers), self.data(index));
+        unless_removed(link, stream, answer).await
     }
 
     fn data(&self, index: usize) -> Bytes {
