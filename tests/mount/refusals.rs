@@ -530,7 +530,7 @@ fn a_copy_by_vacuum_into_is_a_store() {
 fn a_reader_of_a_store_that_was_set_back_is_told() {
     let store = Store::new();
     let mut gateway = Gateway::start(&store.url(), &[]);
-    let mount = Mount::new(&gateway.url(), &[]);
+    let mount = Mount::new(gateway.url(), &[]);
     mount.out("seq 3 > topic");
     let copy = store.folder().join("copy.db");
     fs::copy(store.database(), &copy).expect("a copy");
