@@ -30,10 +30,12 @@ fn settle() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     // By itself malloc(3) comes to keep blocks as large as the largest that was ever freed, in an arena for each thread:
     // some hundred MiB, behind a few messages of 16 MiB.
-    // SAFETY: a setting that exists, and a size in its range.
+    // SAFETY: settings that exist, and sizes in their range.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        // It would be 128 KiB from now on: what one request has used would go back, and come again for the next one.
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 * LARGE);
     }
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -10,8 +10,8 @@ use super::remount::{self, Fresh, Wanted};
 use super::table::{self, Mounted, TYPE, detach};
 use crate::error::{Error, Kind, Result};
 
-/// How long another daemon may be mounting in the same directory.
-const TURN: Duration = Duration::from_secs(5);
+/// How long another daemon may be mounting in the same directory. Others may lock it, too, for whatever reason.
+const TURN: Duration = Duration::from_secs(2);
 
 /// Where and how to mount.
 #[derive(Debug, Clone)]

@@ -75,6 +75,8 @@ impl Query {
     /// Where the query, or a browser that comes again, wants to start; `None` behind the newest message.
     fn start(&self, headers: &HeaderMap) -> Result<Option<Start>> {
         let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+        // Empty, it says that no event had an id.
+        let seen = seen.filter(|id| !id.is_empty());
         Ok(match (self.from.as_deref(), self.after.as_deref()) {
             (Some(_), Some(_)) => return Err(refuse("from and after exclude each other")),
             // It has the address that it had from the beginning, and has seen more since.

@@ -261,6 +261,23 @@ fn a_follower_gets_what_comes_as_it_comes() {
         ]);
         assert_eq!(again.line(), "id: 1-3", "{start}");
     }
+    let blank = ["-H", "Last-Event-ID;"];
+    assert_eq!(get(&format!("{messages}?after=1-2"), &blank), "3\n");
+}
+
+#[test]
+fn who_is_to_go_on_behind_the_end_is_told_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = format!("sqlite:{}/pipes.db", folder.path().display());
+    let gateway = Gateway::start(&source, &[]);
+    let messages = format!("{}v1/pipes/topic/messages", gateway.url());
+    get(&messages, &["-d", "message"]);
+    for how in ["", "&wait=1s", "&follow"] {
+        let (status, answer) = curl(&[&format!("{messages}?after=1-9{how}")]);
+        assert_eq!(status, 500, "{how}: {answer}");
+        assert!(answer.contains("it ends before message 9"), "{answer}");
+    }
+    assert_eq!(get(&format!("{messages}?after=1-1"), &[]), "");
 }
 
 #[test]

@@ -59,6 +59,18 @@ impl Cursor {
         }
     }
 
+    /// Looks whether it can go on where it is to.
+    ///
+    /// # Errors
+    /// `Damaged` where the pipe ends before that.
+    pub(super) fn check(&mut self) -> Result<()> {
+        let nothing = Limit {
+            max_bytes: 1,
+            before: Some(Position::MIN),
+        };
+        self.fetch(nothing).map(drop)
+    }
+
     /// Looks where the pipe starts now.
     fn look(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         // Before the look: what comes after it changes the number.
@@ -91,9 +103,9 @@ impl Cursor {
 
     fn fetch(&mut self, limit: Limit) -> Result<Vec<Message>> {
         let Some(rows) = self.fetch_rows(limit)? else {
-            let read = self.next - 1;
             let why = format!(
-                "the messages up to {read} were read, and are not there any more: the store was set back; open it anew"
+                "it ends before message {}, behind which it was to go on: the store was set back; begin anew",
+                self.next - 1
             );
             return Err(self.damaged(why));
         };

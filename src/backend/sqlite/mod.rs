@@ -377,7 +377,11 @@ impl Backend for Sqlite {
 
     fn subscribe<'a>(&'a self, pipe: &'a PipeName, start: Start) -> Fut<'a, Box<dyn Source>> {
         Box::pin(async move {
-            let cursor = Cursor::new(Arc::clone(&self.store), pipe.clone(), start);
+            let mut cursor = Cursor::new(Arc::clone(&self.store), pipe.clone(), start);
+            if matches!(start, Start::After(_)) {
+                // Told now: a gateway that has begun to answer can only break off.
+                cursor.check()?;
+            }
             Ok(Box::new(cursor) as Box<dyn Source>)
         })
     }
