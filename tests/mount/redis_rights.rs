@@ -207,3 +207,20 @@ fn a_password_that_is_changed_is_read_anew_for_new_connections() {
     mount.out("echo last > topic");
     assert_eq!(mount.out("tail -n 1 topic"), "last\n");
 }
+
+/// As in a shell's `<(…)`: who reads it again waits for whoever writes.
+#[test]
+fn a_password_that_can_be_read_once_is_kept() {
+    let (_services, server) = start(&["user pipes on >one ~* &* +@all"]);
+    let folder = Store::new();
+    let fifo = folder.folder().join("password");
+    folder.out("mkfifo password");
+    let _writer = folder.spawn("echo one > password");
+    let variable = format!("DNPIPES_PASSWORD_FILE={}", fifo.display());
+    let wrapper = ["env", "DNPIPES_USER=pipes", &variable];
+    let mount = Mount::within(&wrapper, &server.url, &[]);
+    mount.out("echo before > topic");
+    cli(&server, "redis CLIENT KILL USER pipes");
+    mount.out("echo after > topic");
+    assert_eq!(mount.out("cat topic"), "before\nafter\n");
+}
