@@ -75,6 +75,14 @@ async fn a_push_goes_on_behind_what_a_server_kept_of_its_batch() {
     }
 }
 
+/// Repeats a push; then it is there as a whole and once, behind what was there before.
+async fn assert_completes(one: &Nats, id: PushId, texts: &[&str]) {
+    one.push(&name("topic"), id.again(), batch(texts))
+        .await
+        .expect("stored");
+    assert_eq!(contents(one, "topic").await, [&["before"], texts].concat());
+}
+
 /// Changes the stream's settings.
 async fn edit(other: &Other, change: impl Fn(&mut Value)) {
     let info = other.api("STREAM.INFO.dnpipes-topic", Value::Null).await;
@@ -100,13 +108,7 @@ async fn a_repetition_that_fails_behind_what_a_server_kept_is_repeated_behind_it
     let error = one.push(&pipe, id.again(), batch(&numbers)).await;
     assert_eq!(error.expect_err("no room").kind(), Kind::Full);
     edit(&other, |config| config["max_msgs"] = json!(-1)).await;
-    one.push(&pipe, id.again(), batch(&numbers))
-        .await
-        .expect("stored");
-    assert_eq!(
-        contents(&one, "topic").await,
-        [&["before"], &numbers[..]].concat()
-    );
+    assert_completes(&one, id, &numbers).await;
 }
 
 /// There is nothing to hear of messages that were deleted one by one.
@@ -140,15 +142,9 @@ async fn who_has_tried_before_looks_for_what_a_server_kept_of_its_batch() {
     let numbers = numbers(900);
     let numbers: Vec<&str> = numbers.iter().map(String::as_str).collect();
     let one = client(&services.url());
-    let (pipe, id) = (name("topic"), new_id());
+    let id = new_id();
     push(&one, "topic", &["before"]).await.expect("stored");
     try_in_vain(&services, &one, id, &numbers).await;
     keep(&Other::new(&services).await, id, 0, &numbers[..450]).await;
-    one.push(&pipe, id.again(), batch(&numbers))
-        .await
-        .expect("stored");
-    assert_eq!(
-        contents(&one, "topic").await,
-        [&["before"], &numbers[..]].concat()
-    );
+    assert_completes(&one, id, &numbers).await;
 }
