@@ -548,8 +548,8 @@ of!(redis, "redis", "redis");
 of!(nats, "nats", "nats");
 of!(nats_new, "nats-new", "nats");
 
-#[test]
-fn a_cluster_of_nats_servers_killed_in_turn_loses_and_doubles_nothing() {
+/// Each of three servers in turn is taken away by one word and brought back by another, the pipe's leader among them.
+fn in_turn(away: &str, back: &str, work: Work) {
     let store = Store::new();
     let services = Services::start(&["nats-cluster"]);
     let servers = services.servers();
@@ -558,15 +558,39 @@ fn a_cluster_of_nats_servers_killed_in_turn_loses_and_doubles_nothing() {
         .map(|server| format!("127.0.0.1:{}", server.port));
     let hosts = hosts.collect::<Vec<_>>().join(",");
     let mounts = two_mounts(&format!("nats://{hosts}/?replicas=3"), &[]);
-    let load = Load::start(&store, &mounts, SINGLE);
-    for (kill, server) in servers.iter().enumerate() {
+    let load = Load::start(&store, &mounts, work);
+    for (number, server) in servers.iter().enumerate() {
         load.writers
-            .await_acknowledged((2 * kill + 1) * SINGLE.lines / 8);
-        services.tell("kill", &server.name);
+            .await_acknowledged((2 * number + 1) * work.lines / 8);
+        services.tell(away, &server.name);
         // The others go on without it.
         load.writers
-            .await_acknowledged((2 * kill + 2) * SINGLE.lines / 8);
-        services.tell("start", &server.name);
+            .await_acknowledged((2 * number + 2) * work.lines / 8);
+        services.tell(back, &server.name);
     }
     load.finish();
+}
+
+mod nats_cluster {
+    use super::{LARGE, SINGLE, in_turn};
+
+    #[test]
+    fn killed_in_turn_its_servers_lose_and_double_nothing() {
+        in_turn("kill", "start", SINGLE);
+    }
+
+    #[test]
+    fn paused_in_turn_its_servers_lose_and_double_nothing() {
+        in_turn("stop", "cont", SINGLE);
+    }
+
+    #[test]
+    fn killed_in_turn_under_large_writes_its_servers_lose_and_double_nothing() {
+        in_turn("kill", "start", LARGE);
+    }
+
+    #[test]
+    fn paused_in_turn_under_large_writes_its_servers_lose_and_double_nothing() {
+        in_turn("stop", "cont", LARGE);
+    }
 }
