@@ -155,7 +155,7 @@ async fn a_stream_of_many_subjects_and_long_messages_is_read_as_a_whole() {
         };
         let mut count = 0;
         while count < SUBJECTS {
-            let next = tokio::time::timeout(Duration::from_secs(10), source.next(next));
+            let next = tokio::time::timeout(Duration::from_secs(60), source.next(next));
             for message in next.await.expect("in time").expect("messages") {
                 if count == SUBJECTS {
                     assert!(message.data == long);
@@ -166,7 +166,7 @@ async fn a_stream_of_many_subjects_and_long_messages_is_read_as_a_whole() {
             }
         }
         if count == SUBJECTS {
-            let last = tokio::time::timeout(Duration::from_secs(10), source.next(next));
+            let last = tokio::time::timeout(Duration::from_secs(60), source.next(next));
             assert!(last.await.expect("in time").expect("a message")[0].data == long);
         }
     }

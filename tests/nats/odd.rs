@@ -81,7 +81,7 @@ const NEXT: Limit = Limit {
 async fn read(source: &mut Box<dyn Source>, count: usize) -> Vec<String> {
     let mut texts = Vec::new();
     while texts.len() < count {
-        let next = tokio::time::timeout(Duration::from_secs(10), source.next(NEXT)).await;
+        let next = tokio::time::timeout(Duration::from_secs(60), source.next(NEXT)).await;
         let next = next.unwrap_or_else(|_| panic!("it stands still behind {texts:?}"));
         for message in next.expect("messages") {
             texts.push(String::from_utf8_lossy(&message.data).into_owned());
@@ -93,7 +93,7 @@ async fn read(source: &mut Box<dyn Source>, count: usize) -> Vec<String> {
 /// As in a mount: what is unreachable is tried again for a while.
 fn patient(services: &Services) -> Retry {
     let client = client(&services.url());
-    Retry::new(Arc::new(client), Some(Duration::from_secs(8)))
+    Retry::new(Arc::new(client), Some(Duration::from_secs(30)))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -57,7 +57,7 @@ async fn a_made_up_word_of_a_reset_hides_nothing() {
         told.expect("published");
         other.0.flush().await.expect("sent");
         push(&reader, "topic", &["two"]).await.expect("stored");
-        let next = tokio::time::timeout(Duration::from_secs(10), source.next(NEXT)).await;
+        let next = tokio::time::timeout(Duration::from_secs(60), source.next(NEXT)).await;
         assert_eq!(next.expect("in time").expect("two")[0].data, "two");
     }
 }
