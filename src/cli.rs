@@ -47,8 +47,8 @@ pub enum Command {
 /// Where the pipes are.
 #[derive(Debug, Args)]
 pub struct SourceArgs {
-    /// Where the messages live: sqlite:/path/file.db, http[s]://host:port/, redis[s]://host/ or
-    /// nats://host/. Default: the store of this user.
+    /// Where the messages live: sqlite:/path/file.db, http[s]://host:port/, redis[s][+srv]://host/,
+    /// nats[+srv]://host/ or tls[+srv]://host/ (NATS). Default: the store of this user.
     #[arg(
         long,
         value_name = "URL",
@@ -244,8 +244,8 @@ struct PlaceWords {
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: OsString,
     /// Where the messages live: memory:, sqlite:/path/file.db[?durability=full|process],
-    /// http[s]://host:port/, redis[s]://host/ or nats://host/. Default: the store of this user, made on
-    /// first use.
+    /// http[s]://host:port/, redis[s][+srv]://host/, nats[+srv]://host/ or tls[+srv]://host/ (NATS).
+    /// Default: the store of this user, made on first use.
     #[arg(value_name = "SOURCE", env = "DNPIPES_SOURCE", hide_env_values = true)]
     source: Option<OsString>,
 }

@@ -73,11 +73,11 @@ impl Retry {
             match result {
                 Err(error) if error.kind() == Kind::Unreachable => {
                     let current = outage.get_or_insert_with(|| Outage::since(began));
-                    if deadline.is_within(current.pause) {
+                    let Some(pause) = current.pause_within(deadline.left()) else {
                         current.cause = Some(error);
                         return Err(Outage::expired(outage, what, pipe, self.timeout));
-                    }
-                    current.wait(error, what, pipe).await;
+                    };
+                    current.wait(pause, error, what, pipe).await;
                 }
                 Ok(value) => {
                     if let Some(outage) = outage {
@@ -141,9 +141,10 @@ impl Deadline {
         }
     }
 
-    /// Whether it is not later than that.
-    fn is_within(&self, pause: Duration) -> bool {
-        self.at.is_some_and(|at| Instant::now() + pause >= at)
+    /// How long it is until then.
+    fn left(&self) -> Option<Duration> {
+        self.at
+            .map(|at| at.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -174,7 +175,16 @@ impl Outage {
         cause.is_some_and(|cause| cause.applied() != Applied::No)
     }
 
-    async fn wait(&mut self, error: Error, what: &str, pipe: Option<&PipeName>) {
+    /// How long to wait before the next try where so much time is left: tries come closer together before the end, which
+    /// none is given up long before. Nothing where it is over.
+    fn pause_within(&self, left: Option<Duration>) -> Option<Duration> {
+        match left {
+            Some(left) => (left > SHORTEST).then(|| self.pause.min(left / 2)),
+            None => Some(self.pause),
+        }
+    }
+
+    async fn wait(&mut self, pause: Duration, error: Error, what: &str, pipe: Option<&PipeName>) {
         if self.cause.is_none() {
             log::warn!("{what}{}: {error}; trying again", named(pipe));
         }
@@ -183,7 +193,7 @@ impl Outage {
             true => error.maybe_applied(),
             false => error,
         });
-        tokio::time::sleep(self.pause).await;
+        tokio::time::sleep(pause).await;
         self.last = Instant::now();
         self.pause = (self.pause * 2).min(LONGEST);
     }
@@ -366,16 +376,13 @@ impl Resuming {
         let timeout = self.retry.timeout;
         if std::mem::take(&mut current.is_earlier) {
             current.since = Instant::now();
-            // Also where there is little time it is tried more than once.
-            let longest = timeout.map_or(LONGEST, |timeout| timeout / 8);
-            current.pause = current.pause.min(longest);
         }
-        let is_over = match deadline {
-            Some(deadline) => deadline.is_within(current.pause),
-            None if self.retry.waits_for_ever => false,
-            None => timeout.is_some_and(|time| current.since.elapsed() + current.pause >= time),
+        let left = match deadline {
+            Some(deadline) => deadline.left(),
+            None if self.retry.waits_for_ever => None,
+            None => timeout.map(|time| time.saturating_sub(current.since.elapsed())),
         };
-        if is_over {
+        let Some(pause) = current.pause_within(left) else {
             current.cause = Some(error);
             let outage = self.outage.take();
             return Err(Outage::expired(
@@ -384,8 +391,10 @@ impl Resuming {
                 Some(&self.pipe),
                 timeout,
             ));
-        }
-        current.wait(error, "reading", Some(&self.pipe)).await;
+        };
+        current
+            .wait(pause, error, "reading", Some(&self.pipe))
+            .await;
         Ok(())
     }
 }
@@ -432,6 +441,7 @@ impl Source for Resuming {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::memory::Memory;
 
     #[tokio::test(start_paused = true)]
     async fn what_an_earlier_try_has_stored_stays_in_doubt() {
@@ -442,9 +452,27 @@ mod tests {
             (unreachable().maybe_applied(), true),
         ] {
             let mut outage = Outage::since(Instant::now());
-            outage.wait(first, "pushing", None).await;
-            outage.wait(unreachable(), "pushing", None).await;
+            outage.wait(SHORTEST, first, "pushing", None).await;
+            outage.wait(SHORTEST, unreachable(), "pushing", None).await;
             assert_eq!(outage.is_doubtful(), is_doubtful);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_away_is_tried_until_the_deadline() {
+        for seconds in [0, 1, 2, 30] {
+            let timeout = Duration::from_secs(seconds);
+            let retry = Retry::new(Arc::new(Memory::new(1 << 20)), Some(timeout));
+            let (began, mut tries) = (Instant::now(), 0);
+            let away = || {
+                tries += 1;
+                async { Err::<(), _>(Error::new(Kind::Unreachable, "gone")) }
+            };
+            let error = retry.run("looking", None, away).await.expect_err("away");
+            assert_eq!(error.kind(), Kind::TimedOut);
+            let took = began.elapsed();
+            assert!(took <= timeout && took + SHORTEST >= timeout, "{took:?}");
+            assert!(tries > seconds && tries < 2 * seconds + 12, "{tries}");
         }
     }
 }

@@ -116,6 +116,40 @@ pub(crate) fn a_reset_reaches_buffers(services: &Services, meanwhile: impl FnOnc
     assert_eq!(readers.line(), "told");
 }
 
+/// All that is done to pipes is done on two mounts, and their logs have nothing to say.
+pub(crate) fn works_without_a_complaint(source: &str) {
+    let mount = Mount::new(source, &["--allow-delete"]);
+    let other = Mount::new(source, &[]);
+    mount.out("touch topic");
+    let reader = other.spawn("exec grep -m 1 after topic@follow");
+    mount.out("seq 3000 > topic; sync topic; cat topic > /dev/null; truncate -s 0 topic");
+    mount.out("echo after > topic");
+    assert_eq!(reader.finish().stdout, b"after\n");
+    mount.out("ls -l > /dev/null; rm topic; echo again > topic");
+    assert_eq!(mount.out("cat topic"), "again\n");
+    for log in [mount.log(), other.log()] {
+        assert!(
+            !log.contains("ERROR") && !log.contains("WARN") && !log.contains("no word"),
+            "{log}"
+        );
+    }
+}
+
+fn needs_no_more_rights_than_the_readme_says(kind: &str) {
+    let readme = include_str!("../../README.md");
+    let rights = readme.split_once("\n  permissions: {\n");
+    let rights = rights.and_then(|(_, rest)| rest.split_once("\n  }\n"));
+    let (rights, _) = rights.expect("the rights of a user");
+    let users = format!(
+        "authorization {{ users: [ {{ user: pipes, password: s3cret, permissions: {{\n{rights}\n}} }} ] }}"
+    );
+    let services = Services::start(&[kind, "--set", &users]);
+    let server = services.server();
+    works_without_a_complaint(&server.url.replace("//", "//pipes:s3cret@"));
+    let log = fs::read_to_string(server.folder.join("log")).expect("the server's log");
+    assert!(!log.contains("Violation"), "{log}");
+}
+
 fn killed_under_load(kind: &str, work: Work) {
     let store = Store::new();
     let services = Services::start(&[kind]);
@@ -547,6 +581,13 @@ macro_rules! of {
 of!(redis, "redis", "redis");
 of!(nats, "nats", "nats");
 of!(nats_new, "nats-new", "nats");
+
+#[test]
+fn a_user_of_nats_needs_no_more_rights_than_the_readme_says() {
+    for kind in ["nats", "nats-new"] {
+        needs_no_more_rights_than_the_readme_says(kind);
+    }
+}
 
 /// Each of three servers in turn is taken away by one word and brought back by another, the pipe's leader among them.
 fn in_turn(away: &str, back: &str, work: Work) {
