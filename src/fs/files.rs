@@ -211,7 +211,7 @@ impl Files {
                 format!("{} exists", selector.pipe),
             ));
         }
-        let info = self.known.info(&selector.pipe).await?;
+        let info = self.known.made(&selector.pipe).await?;
         let number = self.tree.look_up(&selector);
         Ok(self.file_attr(number, &selector, &info))
     }

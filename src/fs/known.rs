@@ -137,6 +137,28 @@ impl Known {
         }
     }
 
+    /// What the backend says of a pipe that it has just made; it is empty, where the backend says nothing for a second.
+    ///
+    /// # Errors
+    /// `NotFound` where it is gone already, and what else the backend says.
+    pub(super) async fn made(&self, pipe: &PipeName) -> Result<PipeInfo> {
+        match self.info(pipe).await {
+            Err(error) if matches!(error.kind(), Kind::TimedOut | Kind::Unreachable) => {
+                log::debug!("{pipe} is made; {error}");
+                let empty = PipeInfo {
+                    count: 0,
+                    bytes: Some(0),
+                    first: None,
+                    last: None,
+                    modified: SystemTime::now(),
+                };
+                self.state().pipes.insert(pipe.clone(), empty);
+                Ok(empty)
+            }
+            answer => answer,
+        }
+    }
+
     /// Notes that the pipe is gone.
     pub(super) fn forget(&self, pipe: &PipeName) {
         self.state().learn(pipe, None);
@@ -224,5 +246,64 @@ async fn within<T>(time: Duration, work: impl Future<Output = Result<T>>) -> Res
             Kind::TimedOut,
             format!("the backend did not answer within {time:?}"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::memory::Memory;
+    use crate::backend::{Caps, Fut, Source, Start};
+    use crate::message::{Batch, Position, PushId};
+
+    /// Says nothing of a pipe.
+    struct Mute(Memory);
+
+    impl Backend for Mute {
+        fn caps(&self) -> Caps {
+            self.0.caps()
+        }
+
+        fn push<'a>(&'a self, pipe: &'a PipeName, id: PushId, batch: Batch) -> Fut<'a, Position> {
+            self.0.push(pipe, id, batch)
+        }
+
+        fn subscribe<'a>(&'a self, pipe: &'a PipeName, start: Start) -> Fut<'a, Box<dyn Source>> {
+            self.0.subscribe(pipe, start)
+        }
+
+        fn stat<'a>(&'a self, _pipe: &'a PipeName) -> Fut<'a, PipeInfo> {
+            Box::pin(std::future::pending())
+        }
+
+        fn list(&self) -> Fut<'_, Vec<(PipeName, PipeInfo)>> {
+            self.0.list()
+        }
+
+        fn create<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, bool> {
+            self.0.create(pipe)
+        }
+
+        fn reset<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+            self.0.reset(pipe)
+        }
+
+        fn remove<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+            self.0.remove(pipe)
+        }
+
+        fn sync<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, ()> {
+            self.0.sync(pipe)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pipe_that_was_made_is_there_although_nobody_says_how_full_it_is() {
+        let known = Known::new(Arc::new(Mute(Memory::new(1 << 20))));
+        let pipe = PipeName::new("topic").expect("legal");
+        let unknown = known.info(&pipe).await.expect_err("silence");
+        assert_eq!(unknown.kind(), Kind::TimedOut);
+        assert_eq!(known.made(&pipe).await.expect("made").count, 0);
+        assert_eq!(known.info(&pipe).await.expect("known").count, 0);
     }
 }
