@@ -11,6 +11,7 @@ use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags};
 
 use super::handles::Handles;
 use super::known::Known;
+use super::queue::{Place, Queues};
 use super::tree::{ROOT, Tree};
 use crate::backend::{Backend, PipeInfo};
 use crate::error::{Error, Kind, Result};
@@ -29,6 +30,8 @@ pub struct Options {
     pub frame: Frame,
     /// Longest message, in bytes.
     pub max_message: usize,
+    /// How long a write may wait, also for others; `None` is for ever.
+    pub timeout: Option<Duration>,
     /// Whether `rm` removes a pipe for everyone.
     pub allow_delete: bool,
     /// Owner of the files.
@@ -51,6 +54,7 @@ pub(super) struct Files {
     open: Handles<OpenFile>,
     directories: Handles<Vec<(PipeName, PipeInfo)>>,
     known: Arc<Known>,
+    queues: Queues,
     /// The mount ends: readers get end of file.
     ended: AtomicBool,
 }
@@ -59,6 +63,8 @@ pub(super) struct Files {
 pub(super) struct OpenFile {
     pub(super) reader: Option<Reader>,
     pub(super) writer: Option<Writer>,
+    /// Its place among the writes to the pipe.
+    place: Place,
     /// Where the last piece that was written ended, by the kernel's count, if it may have a later part.
     written_to: AtomicU64,
     /// Whether somebody is to be told when it becomes readable.
@@ -91,7 +97,9 @@ impl OpenFile {
             length => offset.saturating_add(length as u64),
         };
         let continued = self.written_to.swap(end, Ordering::Relaxed) == offset && offset > 0;
-        writer.write(owner, piece, continued).await
+        self.place
+            .write(writer.write(owner, piece, continued))
+            .await
     }
 
     /// `owner` closes one of its descriptors.
@@ -108,6 +116,7 @@ impl Files {
         Files {
             known: Arc::new(Known::new(Arc::clone(&backend))),
             backend,
+            queues: Queues::new(options.timeout),
             options,
             tree: Tree::default(),
             open: Handles::default(),
@@ -233,6 +242,14 @@ impl Files {
         let selector = self.selector(inode)?;
         let (mut mode, frame) = self.effective(&selector);
         let access = flags.acc_mode();
+        let place = self.queues.place(&selector.pipe);
+        if access == OpenAccMode::O_WRONLY
+            && flags.0 & libc::O_NONBLOCK == 0
+            && (place.is_stuck() || self.known.is_silent())
+        {
+            self.known.heard(&selector.pipe).await?;
+            place.answered();
+        }
         if access == OpenAccMode::O_RDWR && selector.options.mode.is_none() {
             mode = Mode::Follow;
         }
@@ -249,6 +266,7 @@ impl Files {
         let handle = self.open.add(OpenFile {
             reader,
             writer,
+            place,
             written_to: AtomicU64::new(0),
             polled: AtomicBool::new(false),
         });

@@ -159,6 +159,31 @@ impl Known {
         }
     }
 
+    /// Whether the backend has just let somebody wait in vain.
+    pub(super) fn is_silent(&self) -> bool {
+        self.state().is_silent()
+    }
+
+    /// Waits until the backend says anything of `pipe`.
+    ///
+    /// # Errors
+    /// `TimedOut` where it says nothing.
+    pub(super) async fn heard(&self, pipe: &PipeName) -> Result<()> {
+        let asked = self.backend.stat(pipe).await;
+        let mut state = self.state();
+        match asked {
+            Ok(info) => state.learn(pipe, Some(info)),
+            Err(error) if error.kind() == Kind::NotFound => state.learn(pipe, None),
+            Err(error) if error.kind() == Kind::TimedOut => {
+                state.silent = Some(Instant::now());
+                return Err(error);
+            }
+            // Whoever asks for more will be told.
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
     /// Notes that the pipe is gone.
     pub(super) fn forget(&self, pipe: &PipeName) {
         self.state().learn(pipe, None);

@@ -9,6 +9,7 @@ mod interrupt;
 mod known;
 mod place;
 mod pump;
+mod queue;
 mod remount;
 pub mod session;
 mod table;

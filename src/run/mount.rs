@@ -83,6 +83,7 @@ fn start(args: MountArgs) -> Result<Running> {
         mode: args.mode,
         frame: args.frame,
         max_message: args.max_message_size,
+        timeout: args.timeout,
         allow_delete: args.allow_delete,
         uid: args.uid.unwrap_or(uid),
         gid: args.gid.unwrap_or(gid),

@@ -381,7 +381,7 @@ fn times_out(kind: &str) {
         );
         assert_eq!(written, "ETIMEDOUT\n", "{target}: {}", mounts[0].log());
         let waited = since.elapsed();
-        assert!(waited < Duration::from_secs(6), "{target}: {waited:?}");
+        assert!(waited < Duration::from_secs(10), "{target}: {waited:?}");
         // `ls` answers from what is known, and whoever is blocked can be killed.
         let since = Instant::now();
         assert_eq!(mounts[0].out("ls topic"), "topic\n");
@@ -389,7 +389,7 @@ fn times_out(kind: &str) {
         assert_eq!(mounts[0].out("ls -l | grep -c ' p'"), "12\n");
         assert!(since.elapsed() < Duration::from_secs(8));
         let mut writer = mounts[0].spawn("echo third > topic");
-        writer.wait_until_blocked();
+        writer.wait_until_opening();
         for process in [&mut blocked, &mut writer] {
             process.signal(libc::SIGKILL);
             wait_for("its end", || (!process.is_running()).then_some(()));
@@ -414,6 +414,65 @@ fn times_out(kind: &str) {
         assert_eq!(lines.first().map(String::as_str), Some("first"));
         assert_eq!(lines.last().map(String::as_str), Some("last"));
     }
+}
+
+/// The kernel lets one writer at a time append, and whoever waits for that cannot be killed: they wait in the mount.
+fn appends_while_away(kind: &str) {
+    let services = Services::start(&[kind]);
+    let name = services.server().name;
+    let mount = |timeout| Mount::new(&services.url(), &["--timeout", timeout]);
+    let (hasty, patient) = (mount("3s"), mount("60s"));
+    hasty.out("touch topic");
+    patient.out("touch other");
+    let mut open = hasty.spawn_python(
+        "
+        import signal, threading
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        files = [os.open('topic', os.O_WRONLY | os.O_APPEND) for _ in range(8)]
+        print('ready', flush=True)
+        signal.sigwait({signal.SIGUSR1})
+        whys = []
+        append = lambda file: whys.append(why(lambda: os.write(file, b'line\\n')))
+        threads = [threading.Thread(target=append, args=[file]) for file in files]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(*whys, flush=True)
+        ",
+    );
+    assert_eq!(open.line(), "ready");
+    services.tell("stop", &name);
+    // Those that come together time out together, and not one after the other, whether their files were open already
+    let since = Instant::now();
+    open.signal(libc::SIGUSR1);
+    assert_eq!(open.line(), ["ETIMEDOUT"; 8].join(" "));
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    // or not.
+    let since = Instant::now();
+    let writers: Vec<Running> = (0..8).map(|_| hasty.spawn("echo line >> topic")).collect();
+    for writer in writers {
+        let output = writer.finish();
+        let why = String::from_utf8_lossy(&output.stderr);
+        assert!(why.contains("Connection timed out"), "{why}");
+    }
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    // Those that come one by one can be killed.
+    let mut late = [(); 4].map(|()| {
+        let mut writer = patient.spawn("echo late >> other");
+        writer.wait_until_opening();
+        writer
+    });
+    let [killed, others @ ..] = &mut late;
+    killed.signal(libc::SIGKILL);
+    wait_for("its end", || (!killed.is_running()).then_some(()));
+    services.tell("cont", &name);
+    for writer in others {
+        wait_for("the others' end", || (!writer.is_running()).then_some(()));
+    }
+    assert_eq!(patient.lines("other"), ["late"; 3]);
 }
 
 /// The servers are found by DNS, anew at each connection.
@@ -568,6 +627,11 @@ macro_rules! of {
             #[test]
             fn while_it_is_away_who_asks_not_to_wait_does_not() {
                 super::does_not_wait($kind);
+            }
+
+            #[test]
+            fn while_it_is_away_writers_that_append_do_not_wait_one_after_the_other() {
+                super::appends_while_away($kind);
             }
 
             #[test]

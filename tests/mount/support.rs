@@ -440,7 +440,14 @@ impl Running {
     /// Which process is blocked in a request to the mount, as soon as one is: this one, or one that it
     /// started.
     pub(crate) fn blocked(&mut self) -> Process {
-        self.waiting("a blocked request", is_blocked_in_fuse)
+        self.waiting("a blocked request", |pid| is_blocked_in_fuse(pid, &LONG))
+    }
+
+    /// Waits until the process, or one that it started, is about to open a file and has to wait for the mount.
+    pub(crate) fn wait_until_opening(&mut self) {
+        self.waiting("an open that waits", |pid| {
+            is_blocked_in_fuse(pid, &[libc::SYS_openat])
+        });
     }
 
     /// The same for poll(2).
@@ -588,19 +595,20 @@ fn descendants(pid: i32) -> Vec<i32> {
     found
 }
 
-/// Whether the kernel has the process wait for a FUSE answer (proc(5), wchan and stack) to one of the calls
-/// that can wait for long. The others, as a shell's look at its folder, only pass.
-fn is_blocked_in_fuse(pid: i32) -> bool {
-    const CALLS: [libc::c_long; 4] = [
-        libc::SYS_read,
-        libc::SYS_write,
-        libc::SYS_ftruncate,
-        libc::SYS_close,
-    ];
+/// The calls that can wait for long, once a file is open. The others, as a shell's look at its folder, only pass.
+const LONG: [libc::c_long; 4] = [
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_ftruncate,
+    libc::SYS_close,
+];
+
+/// Whether the kernel has the process wait for a FUSE answer (proc(5), wchan and stack) to one of these calls.
+fn is_blocked_in_fuse(pid: i32, calls: &[libc::c_long]) -> bool {
     let look = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let call = look("syscall");
     let call = call.split(' ').next().and_then(|call| call.parse().ok());
-    call.is_some_and(|call| CALLS.contains(&call))
+    call.is_some_and(|call| calls.contains(&call))
         && ["wchan", "stack"].iter().any(|file| {
             let text = look(file);
             text.contains("request_wait_answer") || text.contains("fuse")
