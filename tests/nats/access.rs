@@ -1,17 +1,19 @@
 //! Who may come in, and as whom.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dnpipes::backend::Backend;
+use dnpipes::backend::retry::Retry;
 use dnpipes::error::Kind;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 
 use crate::gateway::Certificates;
 use crate::services::Services;
-use crate::{client, pull, push, refused};
+use crate::{batch, client, name, new_id, pull, push, refused};
 
 /// Pushes and pulls by way of `url`, or is refused because of who it is.
 async fn try_in(url: &str, welcome: bool) {
@@ -79,6 +81,23 @@ async fn a_server_without_jetstream_is_named_as_such() {
         let error = refused(push(&client(&url), "topic", &["x"])).await;
         assert_eq!(error.kind(), Kind::Unsupported, "{kind}: {error}");
     }
+}
+
+#[tokio::test]
+async fn jetstream_that_is_behind_a_server_without_is_waited_for() {
+    let services = Services::start(&["nats-leaf"]);
+    let (hub, leaf) = (services.named("hub"), services.named("leaf"));
+    let patient = Retry::new(Arc::new(client(&leaf.url)), Some(Duration::from_secs(30)));
+    let pipe = name("topic");
+    let stored = patient.push(&pipe, new_id(), batch(&["a"])).await;
+    stored.expect("stored");
+    services.tell("kill", &hub.name);
+    let pushing =
+        tokio::spawn(async move { patient.push(&name("topic"), new_id(), batch(&["b"])).await });
+    services.tell("start", &hub.name);
+    pushing.await.expect("an end").expect("stored");
+    let stored = pull(&client(&hub.url), "topic").await;
+    assert_eq!(stored.expect("messages"), ["a", "b"]);
 }
 
 #[tokio::test]

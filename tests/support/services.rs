@@ -78,6 +78,7 @@ impl Services {
         };
         let count = match words[0] {
             kind if kind.ends_with("-cluster") || kind.ends_with("-sentinel") => 3,
+            "nats-leaf" => 2,
             _ => 1,
         };
         for _ in 0..count {

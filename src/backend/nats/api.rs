@@ -346,7 +346,10 @@ impl Link {
             }
         }
         match reply {
-            Reply::Message(answer) => parse(&answer.payload),
+            Reply::Message(answer) => {
+                self.jetstream_answered();
+                parse(&answer.payload)
+            }
             Reply::Silence => Err(self.silence()),
             Reply::Nobody if !self.has_jetstream() => Err(Error::new(
                 Kind::Unsupported,

@@ -62,10 +62,12 @@ pub(super) struct Link {
     refusals: broadcast::Sender<Arc<str>>,
     /// Whether an answer did not come, or cannot come, or nobody is left to ask.
     dead: Arc<AtomicBool>,
+    /// Whether JetStream has ever answered, on this connection or on one before.
+    has_answered: Arc<AtomicBool>,
 }
 
 impl Link {
-    async fn connect(url: &NatsUrl) -> Result<Self> {
+    async fn connect(url: &NatsUrl, has_answered: &Arc<AtomicBool>) -> Result<Self> {
         // Who set another provider before keeps it.
         drop(rustls::crypto::ring::default_provider().install_default());
         let hosts = url.broker.hosts.resolve().await?;
@@ -77,7 +79,7 @@ impl Link {
         let mut failed = None;
         for at in 0..hosts.len() {
             let host = &hosts[(first + at) % hosts.len()];
-            match Link::connect_to(url, host).await {
+            match Link::connect_to(url, has_answered, host).await {
                 Ok(link) => return Ok(link),
                 Err(error) if error.kind() == Kind::Unreachable => failed = Some(error),
                 // No other server will say otherwise.
@@ -87,7 +89,11 @@ impl Link {
         Err(failed.unwrap_or_else(|| Error::new(Kind::Unreachable, format!("{url}: no server"))))
     }
 
-    async fn connect_to(url: &NatsUrl, (host, port): &hosts::Host) -> Result<Self> {
+    async fn connect_to(
+        url: &NatsUrl,
+        has_answered: &Arc<AtomicBool>,
+        (host, port): &hosts::Host,
+    ) -> Result<Self> {
         let scheme = if url.broker.tls.is_some() {
             "tls"
         } else {
@@ -136,6 +142,7 @@ impl Link {
             client,
             refusals,
             dead,
+            has_answered: Arc::clone(has_answered),
         })
     }
 
@@ -163,9 +170,14 @@ impl Link {
         (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= ATOMIC
     }
 
-    /// Whether the server has JetStream.
+    /// Whether the server, or one behind it, has JetStream, as far as is known: a leaf node need not have it.
     pub(super) fn has_jetstream(&self) -> bool {
-        self.client.server_info().jetstream
+        self.client.server_info().jetstream || self.has_answered.load(Ordering::Relaxed)
+    }
+
+    /// Notes that JetStream has answered.
+    pub(super) fn jetstream_answered(&self) {
+        self.has_answered.store(true, Ordering::Relaxed);
     }
 
     /// A subject on which only this client is answered.
@@ -438,6 +450,8 @@ pub(super) struct Line {
     link: Arc<Mutex<Option<Arc<Link>>>>,
     /// Held by the one that connects.
     connecting: Arc<tokio::sync::Mutex<()>>,
+    /// Whether JetStream has ever answered.
+    has_answered: Arc<AtomicBool>,
 }
 
 impl Line {
@@ -446,6 +460,15 @@ impl Line {
             url,
             link: Arc::default(),
             connecting: Arc::default(),
+            has_answered: Arc::default(),
+        }
+    }
+
+    /// Another line to the same servers.
+    pub(super) fn apart(&self) -> Self {
+        Line {
+            has_answered: Arc::clone(&self.has_answered),
+            ..Line::new(Arc::clone(&self.url))
         }
     }
 
@@ -476,7 +499,7 @@ impl Line {
         if let Some(link) = self.alive() {
             return Ok(link);
         }
-        let link = Arc::new(Link::connect(&self.url).await?);
+        let link = Arc::new(Link::connect(&self.url, &self.has_answered).await?);
         let mut last = self.link.lock().unwrap_or_else(PoisonError::into_inner);
         *last = Some(Arc::clone(&link));
         Ok(link)

@@ -123,7 +123,7 @@ impl Shared {
 
     /// A connection that breaks for nobody else.
     fn own_line(&self) -> Line {
-        Line::new(Arc::clone(&self.url))
+        self.asking.apart()
     }
 
     /// What the server says of a pipe's stream to one who reads it by way of `line`.
@@ -265,11 +265,12 @@ impl Nats {
             secret::read(file)?;
         }
         let url = Arc::new(url.clone());
+        let asking = Line::new(Arc::clone(&url));
         Ok(Nats {
             shared: Arc::new(Shared {
-                asking: Line::new(Arc::clone(&url)),
-                reading: Arc::new(Line::new(Arc::clone(&url))),
-                tallies: Tallies::new(Line::new(Arc::clone(&url))),
+                reading: Arc::new(asking.apart()),
+                tallies: Tallies::new(asking.apart()),
+                asking,
                 odd: Mutex::default(),
                 url,
                 floors: Floors::default(),
