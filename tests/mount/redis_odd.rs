@@ -162,3 +162,21 @@ fn a_slot_that_is_to_be_moved_takes_pushes_until_its_keys_are_on_their_way() {
     let earlier = cli(to, "redis EXISTS 'dnpipes-earlier:{dnpipes:topic}'");
     assert_eq!(earlier, "1\n");
 }
+
+#[test]
+fn a_reader_has_not_fallen_behind_in_a_stream_of_another_database() {
+    let (_services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    mount.out("seq 1000 > topic");
+    let mut reader = mount.spawn("exec grep --line-buffered end topic@follow");
+    for round in 0..3 {
+        if round > 0 {
+            cli(&server, "redis SWAPDB 0 5");
+        }
+        // It looks at the pipe after 64 entries.
+        mount.out("seq 200 > topic; echo end > topic");
+        assert_eq!(reader.line(), "end");
+    }
+    let log = mount.log();
+    assert!(!log.contains("fell behind"), "{log}");
+}

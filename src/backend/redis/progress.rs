@@ -52,6 +52,8 @@ pub(super) struct Progress {
     after: Position,
     /// How many entries were ever added up to where it is, once that is known.
     read: Option<u64>,
+    /// What told the stream from others of its name at the last look.
+    made: Option<String>,
     /// Of a reader that began with the oldest entry, its first.
     first: Option<Position>,
     is_from_oldest: bool,
@@ -72,6 +74,7 @@ impl Progress {
             behind: Behind::new(pipe.clone()),
             after,
             read: places.find(pipe, after),
+            made: None,
             first: None,
             is_from_oldest: after == Position::MIN,
             came: 0,
@@ -117,6 +120,11 @@ impl Progress {
             self.read = None;
             return;
         };
+        let made = self.made.replace(look.made.clone());
+        if made.is_some_and(|made| made != look.made) {
+            // Another one, as behind SWAPDB, has its own count.
+            (self.read, self.first) = (None, None);
+        }
         let gone = look.added.saturating_sub(info.count);
         // Where this is known for certain: at the end, and before the oldest that is left.
         let certain = if after >= look.newest {
