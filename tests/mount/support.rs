@@ -19,7 +19,7 @@ pub(crate) const DNPIPES: &str = env!("CARGO_BIN_EXE_dnpipes");
 pub(crate) const PYTHON: &str = "/usr/bin/python3";
 
 /// Long enough for a loaded machine; a test that needs it has failed.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` gives something, and panics after [`DEADLINE`].
 pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
