@@ -107,13 +107,14 @@ fn named(pipe: Option<&PipeName>) -> String {
 
 /// When to give up. It is put off where nothing could be done until it had passed, as this program was stopped meanwhile
 /// (SIGSTOP, a machine that is paused): what it waited for may be there.
-struct Deadline {
+pub(crate) struct Deadline {
     timeout: Option<Duration>,
     at: Option<Instant>,
 }
 
 impl Deadline {
-    fn new(timeout: Option<Duration>) -> Self {
+    /// After `timeout` from now on; `None` is never.
+    pub(crate) fn new(timeout: Option<Duration>) -> Self {
         Deadline {
             timeout,
             // One that is behind all time is none.
@@ -122,7 +123,7 @@ impl Deadline {
     }
 
     /// What comes of `attempt`; nothing at the deadline.
-    async fn keep<T>(&mut self, attempt: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn keep<T>(&mut self, attempt: impl Future<Output = T>) -> Option<T> {
         let mut attempt = pin!(attempt);
         loop {
             let Some(at) = self.at else {

@@ -364,7 +364,7 @@ impl Filesystem for Adapter {
             let attr = files.create(&name, flags & libc::O_EXCL != 0).await?;
             // Also where the caller stops waiting.
             let looked_up = scopeguard::guard((), |()| files.forget(attr.ino.0, 1));
-            let handle = files.open(attr.ino.0, OpenFlags(flags)).await?;
+            let handle = files.open_at_once(attr.ino.0, OpenFlags(flags)).await?;
             ScopeGuard::into_inner(looked_up);
             Ok((attr, handle))
         };

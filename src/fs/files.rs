@@ -63,8 +63,8 @@ pub(super) struct Files {
 pub(super) struct OpenFile {
     pub(super) reader: Option<Reader>,
     pub(super) writer: Option<Writer>,
-    /// Its place among the writes to the pipe.
-    place: Place,
+    /// The writer's place among the writes to the pipe.
+    place: Option<Place>,
     /// Where the last piece that was written ended, by the kernel's count, if it may have a later part.
     written_to: AtomicU64,
     /// Whether somebody is to be told when it becomes readable.
@@ -86,7 +86,7 @@ impl OpenFile {
     /// See [`Writer::write`]. The kernel counts on within one write(2), so a piece that begins where the last one ended is a
     /// later part of it; with O_APPEND it counts on behind each, so there one that cannot have been cut tells.
     pub(super) async fn write(&self, owner: u64, offset: u64, piece: Bytes) -> Result<usize> {
-        let Some(writer) = &self.writer else {
+        let (Some(writer), Some(place)) = (&self.writer, &self.place) else {
             return Err(Error::new(
                 Kind::NotAllowed,
                 "the file is not open for writing",
@@ -97,9 +97,8 @@ impl OpenFile {
             length => offset.saturating_add(length as u64),
         };
         let continued = self.written_to.swap(end, Ordering::Relaxed) == offset && offset > 0;
-        self.place
-            .write(writer.write(owner, piece, continued))
-            .await
+        let write = writer.write(owner, piece, continued);
+        place.write(write, || writer.answers()).await
     }
 
     /// `owner` closes one of its descriptors.
@@ -220,7 +219,10 @@ impl Files {
                 format!("{} exists", selector.pipe),
             ));
         }
-        let info = self.known.made(&selector.pipe).await?;
+        let info = match created {
+            true => self.known.made(&selector.pipe).await?,
+            false => self.known.info(&selector.pipe).await?,
+        };
         let number = self.tree.look_up(&selector);
         Ok(self.file_attr(number, &selector, &info))
     }
@@ -237,19 +239,30 @@ impl Files {
         })
     }
 
-    /// Opens the file and returns its handle. O_TRUNC, O_APPEND and O_CREAT have no effect here.
+    /// Opens the file and returns its handle. O_TRUNC, O_APPEND and O_CREAT have no effect here. Waits for writes that are
+    /// stuck.
     pub(super) async fn open(&self, inode: u64, flags: OpenFlags) -> Result<u64> {
+        if flags.acc_mode() == OpenAccMode::O_WRONLY && flags.0 & libc::O_NONBLOCK == 0 {
+            let place = self.queues.place(&self.selector(inode)?.pipe, flags.0);
+            place.wait(|| self.known.is_silent()).await?;
+            return self.open_in(inode, flags, Some(place)).await;
+        }
+        self.open_at_once(inode, flags).await
+    }
+
+    /// The same, without waiting for writes.
+    pub(super) async fn open_at_once(&self, inode: u64, flags: OpenFlags) -> Result<u64> {
+        let place = match flags.acc_mode() {
+            OpenAccMode::O_RDONLY => None,
+            _ => Some(self.queues.place(&self.selector(inode)?.pipe, flags.0)),
+        };
+        self.open_in(inode, flags, place).await
+    }
+
+    async fn open_in(&self, inode: u64, flags: OpenFlags, place: Option<Place>) -> Result<u64> {
         let selector = self.selector(inode)?;
         let (mut mode, frame) = self.effective(&selector);
         let access = flags.acc_mode();
-        let place = self.queues.place(&selector.pipe);
-        if access == OpenAccMode::O_WRONLY
-            && flags.0 & libc::O_NONBLOCK == 0
-            && (place.is_stuck() || self.known.is_silent())
-        {
-            self.known.heard(&selector.pipe).await?;
-            place.answered();
-        }
         if access == OpenAccMode::O_RDWR && selector.options.mode.is_none() {
             mode = Mode::Follow;
         }

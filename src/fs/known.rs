@@ -152,7 +152,11 @@ impl Known {
                     last: None,
                     modified: SystemTime::now(),
                 };
-                self.state().pipes.insert(pipe.clone(), empty);
+                let mut state = self.state();
+                // It says no more to others now.
+                let silent = state.silent;
+                state.learn(pipe, Some(empty));
+                state.silent = silent;
                 Ok(empty)
             }
             answer => answer,
@@ -162,26 +166,6 @@ impl Known {
     /// Whether the backend has just let somebody wait in vain.
     pub(super) fn is_silent(&self) -> bool {
         self.state().is_silent()
-    }
-
-    /// Waits until the backend says anything of `pipe`.
-    ///
-    /// # Errors
-    /// `TimedOut` where it says nothing.
-    pub(super) async fn heard(&self, pipe: &PipeName) -> Result<()> {
-        let asked = self.backend.stat(pipe).await;
-        let mut state = self.state();
-        match asked {
-            Ok(info) => state.learn(pipe, Some(info)),
-            Err(error) if error.kind() == Kind::NotFound => state.learn(pipe, None),
-            Err(error) if error.kind() == Kind::TimedOut => {
-                state.silent = Some(Instant::now());
-                return Err(error);
-            }
-            // Whoever asks for more will be told.
-            Err(_) => {}
-        }
-        Ok(())
     }
 
     /// Notes that the pipe is gone.

@@ -1,6 +1,7 @@
 //! The writing side of an open file: partial lines for each writing process, and the pushes.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -23,6 +24,8 @@ pub struct Writer {
     state: Mutex<State>,
     /// Who closes a descriptor, until that is done; a signal may have ended it before.
     closing: std::sync::Mutex<HashSet<u64>>,
+    /// How many pushes the backend has answered, in any way.
+    answers: AtomicU64,
 }
 
 #[derive(Default)]
@@ -67,7 +70,21 @@ impl Writer {
             limit,
             state: Mutex::default(),
             closing: std::sync::Mutex::default(),
+            answers: AtomicU64::new(0),
         }
+    }
+
+    /// How many of its pushes the backend has answered, in any way but by letting them time out.
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    async fn push(&self, id: PushId, batch: Batch) -> Result<Position> {
+        let pushed = self.backend.push(&self.pipe, id, batch).await;
+        if !matches!(&pushed, Err(error) if error.kind() == Kind::TimedOut) {
+            self.answers.fetch_add(1, Ordering::Relaxed);
+        }
+        pushed
     }
 
     /// Takes the next piece of `owner`'s stream and pushes the messages that end in it. Returns the bytes
@@ -113,7 +130,7 @@ impl Writer {
                 _ => state.next_id()?,
             };
             self.stream(&mut state, owner).doubtful = Some((piece.clone(), id));
-            let mut pushed = self.backend.push(&self.pipe, id, batch.clone()).await;
+            let mut pushed = self.push(id, batch.clone()).await;
             if id.repeated
                 && let Ok(position) = &pushed
                 && self.was_dropped(*position).await?
@@ -121,7 +138,7 @@ impl Writer {
                 // What was written before a reset is gone, and this is written behind it.
                 id = state.next_id()?;
                 self.stream(&mut state, owner).doubtful = Some((piece.clone(), id));
-                pushed = self.backend.push(&self.pipe, id, batch.clone()).await;
+                pushed = self.push(id, batch.clone()).await;
             }
             if let Err(error) = pushed {
                 if let Applied::Part(stored) = error.applied()
@@ -194,7 +211,7 @@ impl Writer {
                     stream.closing = Some(id);
                 }
                 let batch = Batch::new(vec![last])?;
-                self.backend.push(&self.pipe, id, batch).await.map(|_| ())
+                self.push(id, batch).await.map(|_| ())
             }
             Err(error) => Err(self.named(error)),
         };

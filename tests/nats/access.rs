@@ -83,7 +83,7 @@ async fn a_server_without_jetstream_is_named_as_such() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jetstream_that_is_behind_a_server_without_is_waited_for() {
     let services = Services::start(&["nats-leaf"]);
     let (hub, leaf) = (services.named("hub"), services.named("leaf"));
