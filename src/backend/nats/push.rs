@@ -243,9 +243,7 @@ impl Push {
             Way::Whole => self.store_whole(stream, next, count).await,
             Way::Chain => self.store_together(stream, next, count).await,
             Way::Each => {
-                if !stream.atomic {
-                    self.shared.warn_of_mixing(stream, &self.link);
-                }
+                self.shared.warn_of_mixing(stream, &self.link);
                 // Where one may be refused, none may be under way behind it.
                 let window = if stream.limited { 1 } else { WINDOW };
                 self.store_each(stream, next, count, window).await

@@ -85,7 +85,8 @@ impl Shared {
     /// Says once that a stream of a server that has atomic batches does not take any.
     pub(super) fn warn_of_mixing(&self, stream: &Stream, link: &Link) {
         let name = &stream.name;
-        if link.knows_batches() && lock(&self.warned).insert(format!("{name} batches")) {
+        let is_lacking = link.knows_batches() && !stream.atomic;
+        if is_lacking && lock(&self.warned).insert(format!("{name} batches")) {
             log::warn!(
                 "stream {name} takes no atomic batches: the messages of others may come between those of one \
                  write; to allow them: nats stream edit {name} --allow-batch"
