@@ -18,17 +18,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use clap::Parser;
-use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyEntry, ReplyOpen, ReplyWrite,
-    Request, WriteFlags,
-};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "bench_bare.rs"]
+mod bare;
 #[path = "bench_brokers.rs"]
 mod brokers;
 
@@ -67,13 +64,17 @@ struct Args {
     /// Serve the empty file system there, until SIGTERM
     #[arg(long, value_name = "MOUNTPOINT", hide = true)]
     noop_fuse: Option<PathBuf>,
+    /// What is written there goes to FILE, and to who reads in the other directory
+    #[arg(long, num_args = 2, value_names = ["FAR", "FILE"], requires = "noop_fuse", hide = true)]
+    wakes: Option<Vec<PathBuf>>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let outcome = match &args.noop_fuse {
-        Some(mountpoint) => serve_noop(mountpoint),
-        None => run(&args),
+    let outcome = match (&args.noop_fuse, args.wakes.as_deref()) {
+        (Some(near), Some([far, file])) => bare::serve_two(near, far, file),
+        (Some(mountpoint), _) => bare::serve(mountpoint),
+        (None, _) => run(&args),
     };
     if let Err(error) = outcome {
         eprintln!("bench: {error}");
@@ -127,7 +128,7 @@ fn run(args: &Args) -> Result<()> {
 
 type Measure = fn(&Bench) -> Result<Row>;
 
-const ROWS: [(&str, Measure); 15] = [
+const ROWS: [(&str, Measure); 16] = [
     ("memory-write", memory_write),
     ("memory-write-1-cpu", |b| on_one_cpu(b, memory_write)),
     ("sqlite-process-write", sqlite_process_write),
@@ -139,6 +140,7 @@ const ROWS: [(&str, Measure); 15] = [
     ("cat-out", cat_out),
     ("wake", |b| wake(b, "wake", |floor| floor)),
     ("wake-rested", |b| wake(b, "wake-rested", rested)),
+    ("wake-bare", wake_bare),
     ("memory-100-readers", memory_100_readers),
     ("memory-1-reader", memory_1_reader),
     ("http-write", http_write),
@@ -230,7 +232,7 @@ fn wake(bench: &Bench, name: &str, floor: fn(Op) -> Op) -> Result<Row> {
     let source = bench.sqlite(name);
     let (near, far) = (bench.mount(&source)?, bench.mount(&source)?);
     let noop = bench.noop()?;
-    let subject = wake_op(&near, &far)?;
+    let subject = wake_op(&near.path("pipe"), &far.path("pipe@follow"))?;
     let floors = vec![
         (3.0, floor(write_op(&noop.path("floor"))?)),
         (1.0, floor(append_op(&bench.path("append"))?)),
@@ -240,10 +242,30 @@ fn wake(bench: &Bench, name: &str, floor: fn(Op) -> Op) -> Result<Row> {
     Ok(Row::of_rounds(Kind::Latency, 1.0, floor, &rounds))
 }
 
-/// From a push on one mount to the end of a read that was blocked on the other.
-fn wake_op(near: &Mount, far: &Mount) -> Result<Op> {
-    let mut write = write_op(&near.path("pipe"))?;
-    let sleeper = Sleeper::start(&far.path("pipe@follow"))?;
+/// The same against file systems that do no more than it takes: what is left is what dnpipes adds.
+fn wake_bare(bench: &Bench) -> Result<Row> {
+    let source = bench.sqlite("wake-bare");
+    let (near, far) = (bench.mount(&source)?, bench.mount(&source)?);
+    let other = at(&bench.path(""), tempfile::tempdir_in(bench.path("")))?;
+    let (other_far, file) = (other.path().join("far"), other.path().join("append"));
+    at(&other_far, fs::create_dir(&other_far))?;
+    let args = ["--wakes".as_ref(), other_far.as_os_str(), file.as_os_str()];
+    let other_near = Mount::start(
+        &bench.exe,
+        &[&args[..], &["--noop-fuse".as_ref()]].concat(),
+        bench.dir.path(),
+    )?;
+    let floor = wake_op(&other_near.path("pipe"), &other_far.join("pipe"))?;
+    let subject = wake_op(&near.path("pipe"), &far.path("pipe@follow"))?;
+    let rounds = bench.alternate(45, 30, vec![(1.0, floor)], subject)?;
+    let floor = "a bare FUSE server's, behind an append and fdatasync";
+    Ok(Row::of_rounds(Kind::Latency, 1.2, floor, &rounds))
+}
+
+/// From a write on one mount to the end of a read that was blocked on the other.
+fn wake_op(near: &Path, far: &Path) -> Result<Op> {
+    let mut write = write_op(near)?;
+    let sleeper = Sleeper::start(far)?;
     let mut reads = 0;
     Ok(Box::new(move || {
         reads += 1;
@@ -312,7 +334,7 @@ fn http_follow_out(bench: &Bench) -> Result<Row> {
 fn http_wake(bench: &Bench) -> Result<Row> {
     let gateway = bench.gateway(&bench.sqlite("http-wake"))?;
     let (near, far) = (bench.mount(&gateway.url)?, bench.mount(&gateway.url)?);
-    let subject = wake_op(&near, &far)?;
+    let subject = wake_op(&near.path("pipe"), &far.path("pipe@follow"))?;
     let millisecond: Op = Box::new(|| Ok(Duration::from_millis(1)));
     let rounds = bench.alternate(45, 30, vec![(1.0, millisecond)], subject)?;
     Ok(Row::of_rounds(Kind::Latency, 1.0, "1 ms", &rounds))
@@ -895,7 +917,7 @@ struct Mount {
 
 impl Mount {
     /// Runs `program args MOUNTPOINT` and returns when the mount answers.
-    fn start(program: &Path, args: &[&str], parent: &Path) -> Result<Mount> {
+    fn start(program: &Path, args: &[impl AsRef<OsStr>], parent: &Path) -> Result<Mount> {
         let mountpoint = tempfile::tempdir_in(parent)?;
         let mut command = child(program);
         command.args(args).arg(mountpoint.path());
@@ -953,7 +975,10 @@ impl Drop for Mount {
             self.signal_and_wait(libc::SIGKILL);
         }
         with_daemons(|pids| pids.retain(|other| *other != pid));
-        detach(self.mountpoint.path());
+        let mountpoint = self.mountpoint.path();
+        if detach(mountpoint) {
+            eprintln!("bench: {} was left mounted: detached", mountpoint.display());
+        }
     }
 }
 
@@ -969,97 +994,16 @@ fn is_live(mountpoint: &Path, parent: &Path) -> bool {
     is_mounted && unsafe { libc::statfs(path.as_ptr(), &mut std::mem::zeroed()) } == 0
 }
 
-/// Takes away what a daemon left mounted. Where it left nothing, nothing happens.
-fn detach(mountpoint: &Path) {
+/// Takes away what is mounted there, and says whether something was.
+fn detach(mountpoint: &Path) -> bool {
     let path = c_path(mountpoint);
     // SAFETY: the pointer lives through the call.
-    if unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) } == 0 {
-        eprintln!("bench: {} was left mounted: detached", mountpoint.display());
-    } else if io::Error::last_os_error().raw_os_error() == Some(libc::EPERM) {
-        // Not root, whose mounts fusermount3 makes and takes away.
-        last_line("fusermount3", &["-quz".as_ref(), mountpoint.as_os_str()]);
+    let is_gone = unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) } == 0;
+    if is_gone || io::Error::last_os_error().raw_os_error() != Some(libc::EPERM) {
+        return is_gone;
     }
-}
-
-// ---- The empty file system: what a FUSE write costs when nothing is done ----
-
-struct Noop;
-
-const OPEN_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO
-    .union(FopenFlags::FOPEN_NONSEEKABLE)
-    .union(FopenFlags::FOPEN_STREAM)
-    .union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
-
-fn noop_attr(ino: INodeNo) -> FileAttr {
-    let (kind, perm) = match ino {
-        INodeNo::ROOT => (FileType::Directory, 0o755),
-        _ => (FileType::RegularFile, 0o644),
-    };
-    FileAttr {
-        ino,
-        size: 0,
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind,
-        perm,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-impl Filesystem for Noop {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        config
-            .add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC)
-            .map_err(|missing| io::Error::other(format!("the kernel lacks {missing:?}")))
-    }
-
-    /// Every name is there, so that nothing needs to be created.
-    fn lookup(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
-        reply.entry(&Duration::ZERO, &noop_attr(INodeNo(2)), Generation(0));
-    }
-
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&Duration::ZERO, &noop_attr(ino));
-    }
-
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), OPEN_FLAGS);
-    }
-
-    fn write(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        data: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        match u32::try_from(data.len()) {
-            Ok(written) => reply.written(written),
-            Err(_) => reply.error(Errno::EINVAL),
-        }
-    }
-}
-
-fn serve_noop(mountpoint: &Path) -> Result<()> {
-    let set = block_signals();
-    let mut config = fuser::Config::default();
-    config.n_threads = Some(4);
-    config.mount_options = vec![MountOption::FSName("noop".into())];
-    let session = fuser::spawn_mount(Noop, mountpoint, &config)?;
-    while !await_signal(&set, DEADLINE) {}
-    session.umount_and_join()?;
-    Ok(())
+    // Not root, whose mounts fusermount3 makes and takes away.
+    let mut command = child(Path::new("fusermount3"));
+    let output = command.arg("-quz").arg(mountpoint).output();
+    output.is_ok_and(|output| output.status.success())
 }
