@@ -159,15 +159,6 @@ macro_rules! entry_reply {
     };
 }
 
-macro_rules! attr_reply {
-    ($reply:ident, $operation:literal) => {
-        move |result| match result {
-            Ok(attr) => $reply.attr(&TTL, &attr),
-            Err(error) => $reply.error(errno::answer($operation, &error)),
-        }
-    };
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Without it the kernel sends O_TRUNC as a truncation, and `echo msg > topic` would reset.
@@ -219,7 +210,10 @@ impl Filesystem for Adapter {
     ) {
         let files = Arc::clone(&self.files);
         let work = async move { files.attr(inode.0).await };
-        let reply = attr_reply!(reply, "stat");
+        let reply = move |result| match result {
+            Ok(attr) => reply.attr(&TTL, &attr),
+            Err(error) => reply.error(errno::answer_by_inode("stat", &error)),
+        };
         match inode {
             INodeNo::ROOT => self.answer_here(request, Duration::ZERO, Box::pin(work), reply),
             _ => self.answer(request, Duration::ZERO, work, reply),
@@ -255,7 +249,10 @@ impl Filesystem for Adapter {
             }
             files.attr(inode.0).await
         };
-        self.answer(request, GRACE, work, attr_reply!(reply, "truncate"));
+        self.answer(request, GRACE, work, move |result| match result {
+            Ok(attr) => reply.attr(&TTL, &attr),
+            Err(error) => reply.error(errno::answer("truncate", &error)),
+        });
     }
 
     fn mknod(
@@ -381,7 +378,7 @@ impl Filesystem for Adapter {
         let work = async move { files.open(inode.0, flags).await };
         let reply = move |result| match result {
             Ok(handle) => reply.opened(FileHandle(handle), OPEN),
-            Err(error) => reply.error(errno::answer("open", &error)),
+            Err(error) => reply.error(errno::answer_by_inode("open", &error)),
         };
         match flags.acc_mode() {
             OpenAccMode::O_WRONLY => {

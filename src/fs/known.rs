@@ -14,7 +14,7 @@ use crate::name::PipeName;
 /// Metadata that takes longer is answered from what is known.
 const METADATA: Duration = Duration::from_secs(1);
 
-/// A list may take so long where none was ever complete.
+/// A list may take so long where none was ever complete, nor waited for in vain.
 const FIRST_LIST: Duration = Duration::from_secs(5);
 
 /// A backend, and the last known state of its pipes.
@@ -28,6 +28,8 @@ struct State {
     pipes: HashMap<PipeName, PipeInfo>,
     /// The number of the newest list that was made; 0 for none.
     listed: u64,
+    /// Whether somebody has waited for one in vain.
+    is_late: bool,
     /// The list that was begun last, until it is made.
     listing: Option<Listing>,
     /// How many were begun.
@@ -184,7 +186,7 @@ impl Known {
             let mut state = self.state();
             let patience = match (state.listed > 0, state.is_silent()) {
                 (true, true) => Duration::ZERO,
-                (false, false) => FIRST_LIST,
+                (false, false) if !state.is_late => FIRST_LIST,
                 _ => METADATA,
             };
             (self.join_listing(&mut state), patience)
@@ -198,8 +200,9 @@ impl Known {
             }
         })
         .await;
-        let state = self.state();
+        let mut state = self.state();
         if let Err(error) = listed {
+            state.is_late |= matches!(error.kind(), Kind::TimedOut | Kind::Unreachable);
             if state.pipes.is_empty() {
                 return Err(error);
             }
@@ -265,7 +268,7 @@ mod tests {
     use crate::backend::{Caps, Fut, Source, Start};
     use crate::message::{Batch, Position, PushId};
 
-    /// Says nothing of a pipe.
+    /// Says nothing of its pipes.
     struct Mute(Memory);
 
     impl Backend for Mute {
@@ -286,7 +289,7 @@ mod tests {
         }
 
         fn list(&self) -> Fut<'_, Vec<(PipeName, PipeInfo)>> {
-            self.0.list()
+            Box::pin(std::future::pending())
         }
 
         fn create<'a>(&'a self, pipe: &'a PipeName) -> Fut<'a, bool> {
@@ -314,5 +317,16 @@ mod tests {
         assert_eq!(unknown.kind(), Kind::TimedOut);
         assert_eq!(known.made(&pipe).await.expect("made").count, 0);
         assert_eq!(known.info(&pipe).await.expect("known").count, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_first_list_of_a_backend_that_says_nothing_is_waited_for_longer() {
+        let known = Arc::new(Known::new(Arc::new(Mute(Memory::new(1 << 20)))));
+        for patience in [FIRST_LIST, METADATA, METADATA] {
+            let since = tokio::time::Instant::now();
+            let error = known.list().await.expect_err("silence");
+            assert_eq!(error.kind(), Kind::TimedOut);
+            assert_eq!(since.elapsed().as_secs(), patience.as_secs());
+        }
     }
 }
