@@ -89,7 +89,9 @@ impl Retry {
                     }
                     return Ok(value);
                 }
-                // What became of an earlier try is not known by it.
+                // One that knows what is stored has looked.
+                Err(error) if matches!(error.applied(), Applied::Part(_)) => return Err(error),
+                // What became of an earlier try is not known by others.
                 Err(error) => {
                     return Err(match outage {
                         Some(outage) if outage.is_doubtful() => error.maybe_applied(),

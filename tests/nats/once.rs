@@ -1,9 +1,11 @@
 //! A push is stored once, also where the server does not know it any more.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dnpipes::backend::Backend;
 use dnpipes::backend::nats::Nats;
+use dnpipes::backend::retry::Retry;
 use dnpipes::error::{Applied, Kind};
 use dnpipes::message::PushId;
 use serde_json::json;
@@ -156,6 +158,45 @@ async fn what_is_stored_of_a_push_that_is_refused_in_its_midst_is_told() {
         assert_eq!(error.kind(), Kind::Full, "{kind}: {error}");
         assert_eq!(error.applied(), Applied::Part(count), "{kind}: {error}");
         assert_eq!(contents(&client, "FULL").await.len(), count + 1, "{kind}");
+    }
+}
+
+/// A server keeps those messages of a batch that fitted into what an account, or it, may store.
+#[tokio::test]
+async fn what_an_account_had_room_for_of_a_push_is_told() {
+    let services = Services::start(&[
+        "nats-new",
+        "--set",
+        "accounts { small { jetstream { max_file: 1MB }, users: [ { user: me, password: s3cret } ] } }",
+    ]);
+    let port = services.server().port;
+    let url = format!("nats://me:s3cret@127.0.0.1:{port}");
+    let (raw, pipe) = (client(&url), name("topic"));
+    let retrying = Retry::new(Arc::new(client(&url)), Some(Duration::from_secs(30)));
+    for (count, length) in [(2, 40_000), (20, 10_000), (900, 100)] {
+        raw.create(&pipe).await.expect("made");
+        raw.reset(&pipe).await.expect("reset");
+        let message = "x".repeat(length);
+        let messages = vec![message.as_str(); count];
+        let mut stored = 0;
+        let error = loop {
+            let pushed = retrying.push(&pipe, new_id(), batch(&messages));
+            match pushed.await {
+                Ok(_) => stored += count,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), Kind::Full, "{count}: {error}");
+        let kept = match error.applied() {
+            Applied::No => 0,
+            Applied::Part(kept) => kept,
+            Applied::Unknown => panic!("{count}: it is not known: {error}"),
+        };
+        assert_eq!(
+            contents(&raw, "topic").await.len(),
+            stored + kept,
+            "{count}"
+        );
     }
 }
 

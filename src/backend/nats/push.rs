@@ -121,10 +121,17 @@ impl Push {
         let mut misses = 0;
         while next < self.batch.messages().len() {
             let (way, count) = self.way(&stream, next);
+            let is_whole = matches!(way, Way::Whole);
             // Of others, some may have been stored by an earlier try.
-            let is_new = matches!(way, Way::Whole) || !self.id.repeated;
-            let stored = self.store(&stream, way, next, count).await;
-            let outcome = stored.map_err(|error| self.failed(error, next))?;
+            let is_new = is_whole || !self.id.repeated;
+            let may_be_cut = is_whole && count > 1 || self.id.repeated;
+            let outcome = match self.store(&stream, way, next, count).await {
+                Ok(outcome) => outcome,
+                Err(error) if error.kind() == Kind::Full && may_be_cut => {
+                    return Err(self.full(error, next).await);
+                }
+                Err(error) => return Err(self.failed(error, next)),
+            };
             match outcome {
                 Outcome::Stored(seq) => {
                     if is_new {
@@ -171,6 +178,20 @@ impl Push {
             // What an earlier try has sent may come yet.
             true => error.maybe_applied(),
             false => error.behind(next),
+        }
+    }
+
+    /// The same where the server has no room: it keeps the messages of a batch, and of earlier tries, that fitted in.
+    async fn full(&self, error: Error, next: usize) -> Error {
+        match self.search().await {
+            Ok((_, search)) => match search.found() {
+                Some(found) => error.stored(found.index + 1),
+                None => self.failed(error, next),
+            },
+            Err(unknown) => {
+                log::debug!("what is stored of a push that found no room: {unknown}");
+                error.maybe_applied()
+            }
         }
     }
 
