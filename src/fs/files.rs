@@ -17,7 +17,7 @@ use crate::backend::{Backend, PipeInfo};
 use crate::error::{Error, Kind, Result};
 use crate::name::PipeName;
 use crate::pipe::framing::framed_total;
-use crate::pipe::reader::Reader;
+use crate::pipe::reader::{Reader, Silence};
 use crate::pipe::writer::Writer;
 use crate::selector::{Frame, Mode, Selector};
 
@@ -55,6 +55,7 @@ pub(super) struct Files {
     directories: Handles<Vec<(PipeName, PipeInfo)>>,
     known: Arc<Known>,
     queues: Queues,
+    silence: Arc<Silence>,
     /// The mount ends: readers get end of file.
     ended: AtomicBool,
 }
@@ -120,6 +121,7 @@ impl Files {
             tree: Tree::default(),
             open: Handles::default(),
             directories: Handles::default(),
+            silence: Arc::default(),
             ended: AtomicBool::new(false),
         }
     }
@@ -269,7 +271,8 @@ impl Files {
         let reader = match access {
             OpenAccMode::O_WRONLY => None,
             OpenAccMode::O_RDONLY | OpenAccMode::O_RDWR => {
-                Some(Reader::open(&*self.backend, &selector.pipe, mode, frame).await?)
+                let (backend, silence) = (&*self.backend, &self.silence);
+                Some(Reader::open(backend, &selector.pipe, mode, frame, silence).await?)
             }
         };
         let writer = (access != OpenAccMode::O_RDONLY).then(|| {

@@ -33,6 +33,30 @@ const LONGEST_ANSWER: usize = (1 << 20) - 4096;
 /// that is slow or down is waited for so long (SEMANTICS: metadata).
 const LOOK: Duration = Duration::from_secs(1);
 
+/// The same where others have just waited so long: who asks many files one by one need not wait for each.
+const BRIEF: Duration = Duration::from_millis(50);
+
+/// When somebody has last waited in vain for the store of a mount's pipes.
+#[derive(Default)]
+pub struct Silence(Mutex<Option<Instant>>);
+
+impl Silence {
+    fn last(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Until when who asks now waits at most.
+    fn patience(&self) -> Instant {
+        let now = Instant::now();
+        let is_recent = |last| now.saturating_duration_since(last) < LOOK;
+        now + if self.last().is_some_and(is_recent) {
+            BRIEF
+        } else {
+            LOOK
+        }
+    }
+}
+
 /// An open file's reading side.
 pub struct Reader {
     shared: Arc<Shared>,
@@ -43,6 +67,7 @@ pub struct Reader {
 
 struct Shared {
     state: Mutex<State>,
+    silence: Arc<Silence>,
     /// There is something new for those who read or poll.
     changed: Notify,
     /// There is something to do for the task that fills.
@@ -98,6 +123,7 @@ impl Shared {
         state.silent = false;
         state.news += 1;
         drop(state);
+        *self.silence.last() = None;
         self.changed.notify_waiters();
     }
 
@@ -105,6 +131,16 @@ impl Shared {
     async fn heard(&self, changed: impl Future<Output = ()>, until: Instant) {
         if timeout_at(until, changed).await.is_err() {
             self.lock().silent = true;
+            *self.silence.last() = Some(Instant::now());
+        }
+    }
+
+    /// Has the store asked anew that did not answer in time when nobody waited for it: it may be back since.
+    fn forgive(&self) {
+        let mut state = self.lock();
+        if matches!(&state.phase, Phase::Failed(error) if error.kind() == Kind::TimedOut) {
+            state.phase = Phase::Filling;
+            self.wanted.notify_one();
         }
     }
 
@@ -130,6 +166,7 @@ impl Reader {
         pipe: &PipeName,
         mode: Mode,
         frame: Frame,
+        silence: &Arc<Silence>,
     ) -> Result<Self> {
         let subscription = Subscription::open(backend, pipe, mode).await?;
         let shared = Arc::new(Shared {
@@ -146,6 +183,7 @@ impl Reader {
                 ended: false,
                 news: 0,
             }),
+            silence: Arc::clone(silence),
             changed: Notify::new(),
             wanted: Notify::new(),
         });
@@ -166,7 +204,8 @@ impl Reader {
     /// As for [`crate::backend::Source::next`]; [`Kind::WouldBlock`] with `nonblock`.
     pub async fn read(&self, size: usize, nonblock: bool) -> Result<Vec<u8>> {
         let mut asked = false;
-        let until = nonblock.then(|| Instant::now() + LOOK);
+        self.shared.forgive();
+        let until = nonblock.then(|| self.shared.silence.patience());
         let nothing = || Error::new(Kind::WouldBlock, "there is no message now");
         loop {
             // Made before the look, so that nothing is missed.
@@ -241,7 +280,8 @@ impl Reader {
     /// again in the store before it says no.
     pub async fn is_readable(&self) -> (bool, u64) {
         let mut asked = false;
-        let until = Instant::now() + LOOK;
+        self.shared.forgive();
+        let until = self.shared.silence.patience();
         loop {
             let changed = self.shared.changed.notified();
             {
@@ -396,9 +436,12 @@ async fn fill(shared: Arc<Shared>, mut subscription: Subscription) {
                 while matches!(shared.lock().phase, Phase::End) {
                     shared.wanted.notified().await;
                 }
-                let is_owed = shared.lock().owed;
-                if let Err(error) = subscription.restart(is_owed).await {
-                    fail(&shared, error).await;
+                loop {
+                    let is_owed = shared.lock().owed;
+                    match subscription.restart(is_owed).await {
+                        Ok(()) => break,
+                        Err(error) => fail(&shared, error).await,
+                    }
                 }
             }
             Err(error) => fail(&shared, error).await,

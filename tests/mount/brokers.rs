@@ -355,6 +355,57 @@ fn ends_while_away(kind: &str) {
     assert_eq!(mount.log().matches("is given up").count(), 3);
 }
 
+/// Who did not wait for a broker while it was away hears of it no more when it is back.
+fn is_forgiven(kind: &str) {
+    let services = Services::start(&[kind]);
+    let name = services.server().name;
+    let mount = Mount::new(&services.url(), &["--timeout", "1500ms"]);
+    mount.out("echo first > topic; touch p{1..8}");
+    let mut reader = mount.spawn_python(
+        "
+        import select, signal, time
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        fd = os.open('topic', os.O_RDONLY | os.O_NONBLOCK)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        many = select.poll()
+        for number in range(1, 9):
+            many.register(os.open(f'p{number}@follow', os.O_RDONLY | os.O_NONBLOCK), select.POLLIN)
+        def read():
+            try:
+                return os.read(fd, 100)
+            except OSError as error:
+                return errno.errorcode[error.errno]
+        poll.poll()
+        print(read(), read(), flush=True)
+        signal.sigwait([signal.SIGUSR1])
+        since, whys = time.monotonic(), set()
+        while time.monotonic() - since < 6:
+            whys.add(str(read()))
+            whys.add(str(poll.poll(0)))
+        since = time.monotonic()
+        many.poll(0)
+        whys.add(str(time.monotonic() - since < 4))
+        print(*sorted(whys), flush=True)
+        signal.sigwait([signal.SIGUSR1])
+        while True:
+            poll.poll()
+            said = read()
+            if said != 'EAGAIN':
+                break
+        print(said, flush=True)
+        ",
+    );
+    assert_eq!(reader.line(), "b'first\\n' b''");
+    services.tell("stop", &name);
+    reader.signal(libc::SIGUSR1);
+    // Nor does who asks many files wait for each of them.
+    assert_eq!(reader.line(), "EAGAIN True []");
+    services.tell("cont", &name);
+    reader.signal(libc::SIGUSR1);
+    assert_eq!(reader.line(), "b''");
+}
+
 /// Who asks not to wait does not wait for a broker either that does not answer.
 fn does_not_wait(kind: &str) {
     let services = Services::start(&[kind]);
@@ -662,6 +713,11 @@ macro_rules! of {
             #[test]
             fn while_it_is_away_who_asks_not_to_wait_does_not() {
                 super::does_not_wait($kind);
+            }
+
+            #[test]
+            fn when_it_is_back_nobody_is_told_that_it_was_away() {
+                super::is_forgiven($kind);
             }
 
             #[test]

@@ -116,7 +116,7 @@ async fn a_reader_too_many_is_told_why() {
 }
 
 #[tokio::test]
-async fn limits_of_a_stream_are_warned_of_once() {
+async fn limits_of_a_stream_are_warned_of_once_and_again_when_they_change() {
     keep_log();
     let services = Services::start(&["nats-new"]);
     let other = Other::new(&services).await;
@@ -140,6 +140,31 @@ async fn limits_of_a_stream_are_warned_of_once() {
         "{warnings:?}"
     );
     assert_eq!(LOG.warnings("RAM").len(), 1);
+    // Its maker changes it, and makes another one of that name.
+    let limits = [
+        ("new", "pushes are refused"),
+        ("old", "the oldest are dropped"),
+    ];
+    for (count, (discard, said)) in (1..).zip(limits) {
+        let limits = json!({
+            "name": "EDITED", "subjects": ["EDITED"], "max_msgs": 4, "discard": discard,
+        });
+        let what = if count == 1 { "CREATE" } else { "UPDATE" };
+        other.api(&format!("STREAM.{what}.EDITED"), limits).await;
+        client.stat(&name("EDITED")).await.expect("there");
+        client.stat(&name("EDITED")).await.expect("there");
+        let warnings = LOG.warnings("EDITED");
+        assert_eq!(warnings.len(), count, "{warnings:?}");
+        assert!(warnings[count - 1].contains(said), "{warnings:?}");
+    }
+    other.api("STREAM.DELETE.EDITED", Value::Null).await;
+    other.stream("EDITED", json!({ "storage": "memory" })).await;
+    client.stat(&name("EDITED")).await.expect("there");
+    let warnings = LOG.warnings("EDITED");
+    assert!(
+        warnings[2..].len() == 1 && warnings[2].contains("memory storage"),
+        "{warnings:?}"
+    );
     push(&client, "own", &["x"]).await.expect("stored");
     assert!(LOG.warnings("own").is_empty());
 }

@@ -89,7 +89,9 @@ struct Shared {
     /// Searches for what was pushed before, which nobody ends.
     searches: Semaphore,
     tags: Tags,
-    /// Streams whose limits were warned of.
+    /// What was said last of streams' limits.
+    limits: Mutex<HashMap<String, String>>,
+    /// What else was warned of.
     warned: Mutex<HashSet<String>>,
     /// The last list.
     listed: Mutex<BTreeMap<PipeName, PipeInfo>>,
@@ -278,6 +280,7 @@ impl Nats {
                 turns: Turns::default(),
                 searches: Semaphore::new(SEARCHES),
                 tags: Tags::random()?,
+                limits: Mutex::default(),
                 warned: Mutex::default(),
                 listed: Mutex::default(),
             }),

@@ -1,4 +1,4 @@
-//! What is said, once, of streams that do not do what is promised of pipes.
+//! What is said, once for each of their settings, of streams that do not do what is promised of pipes.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::target::{LONG_ENOUGH, Stream};
 use super::{Shared, lock};
 
 impl Shared {
-    /// Says once what may become of messages in a stream that was not made here.
+    /// Says what may become of messages in a stream that was not made here, and again when that has changed.
     pub(super) fn warn_of_limits(&self, info: &Info, link: &Link) {
         let config = &info.config;
         let mut why = Vec::new();
@@ -60,12 +60,14 @@ impl Shared {
                     .to_owned(),
             );
         }
-        if !why.is_empty() && lock(&self.warned).insert(config.name.clone()) {
-            log::warn!(
-                "stream {} does not keep messages until a reset: {}",
-                config.name,
-                why.join("; ")
-            );
+        let why = why.join("; ");
+        let mut limits = lock(&self.limits);
+        if limits.get(&config.name).map_or("", String::as_str) != why {
+            if !why.is_empty() {
+                let name = &config.name;
+                log::warn!("stream {name} does not keep messages until a reset: {why}");
+            }
+            limits.insert(config.name.clone(), why);
         }
     }
 
