@@ -53,6 +53,16 @@ pub(super) fn outcome(answer: Result<Option<Stored>, ApiError>) -> Result<Outcom
     }
 }
 
+/// The stream is not there any more: nothing of some messages is stored if it was so from the first on. Else those
+/// that were sent already may have come to a stream that was made meanwhile.
+pub(super) fn went_away(stream: &Stream, from_the_first: bool) -> Result<Outcome> {
+    if from_the_first {
+        return Ok(Outcome::Elsewhere);
+    }
+    let why = format!("stream {} went away", stream.name);
+    Err(Error::new(Kind::Unreachable, why).maybe_applied())
+}
+
 /// Waits for an answer of the stream, as long as that is there: nobody answers for what has come to one that is removed.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ use async_nats::header::{
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 
-use super::answers::{Acks, Outcome, outcome, taken, understood, unless_removed};
+use super::answers::{Acks, Outcome, outcome, taken, understood, unless_removed, went_away};
 use super::api;
 use super::ids::PushName;
 use super::link::{Link, MISSES, SETTLE};
@@ -471,16 +471,6 @@ fn by_ids(stream: &Stream, count: usize) -> (Way, usize) {
         (_, true) => (Way::Chain, count.min(CHAIN)),
         (_, false) => (Way::Each, count),
     }
-}
-
-/// The stream is not there any more: nothing of some messages is stored if it was so from the first on. Else those
-/// that were sent already may have come to a stream that was made meanwhile.
-fn went_away(stream: &Stream, from_the_first: bool) -> Result<Outcome> {
-    if from_the_first {
-        return Ok(Outcome::Elsewhere);
-    }
-    let why = format!("stream {} went away", stream.name);
-    Err(Error::new(Kind::Unreachable, why).maybe_applied())
 }
 
 fn batch_headers(batch: &str, place: usize) -> HeaderMap {
