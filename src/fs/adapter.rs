@@ -209,10 +209,11 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let files = Arc::clone(&self.files);
+        let is_remote = files.is_remote();
         let work = async move { files.attr(inode.0).await };
         let reply = move |result| match result {
             Ok(attr) => reply.attr(&TTL, &attr),
-            Err(error) => reply.error(errno::answer_by_inode("stat", &error)),
+            Err(error) => reply.error(errno::answer_by_inode("stat", &error, is_remote)),
         };
         match inode {
             INodeNo::ROOT => self.answer_here(request, Duration::ZERO, Box::pin(work), reply),
@@ -375,10 +376,11 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let files = Arc::clone(&self.files);
+        let is_remote = files.is_remote();
         let work = async move { files.open(inode.0, flags).await };
         let reply = move |result| match result {
             Ok(handle) => reply.opened(FileHandle(handle), OPEN),
-            Err(error) => reply.error(errno::answer_by_inode("open", &error)),
+            Err(error) => reply.error(errno::answer_by_inode("open", &error, is_remote)),
         };
         match flags.acc_mode() {
             OpenAccMode::O_WRONLY => {

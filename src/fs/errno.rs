@@ -23,15 +23,6 @@ fn errno(kind: Kind) -> Errno {
     }
 }
 
-/// The same for who asks by an inode: what he found by its name a moment ago may be gone. Then the kernel is to look the
-/// name up again, before it says so or has the pipe made (open(2) with O_CREAT); it does after ESTALE only.
-pub(super) fn answer_by_inode(operation: &str, error: &Error) -> Errno {
-    match (answer(operation, error), error.kind()) {
-        (_, Kind::NotFound) => Errno::ESTALE,
-        (errno, _) => errno,
-    }
-}
-
 /// Logs the failure of `operation`, and gives the errno for it.
 pub(super) fn answer(operation: &str, error: &Error) -> Errno {
     let level = match error.kind() {
@@ -55,4 +46,14 @@ pub(super) fn answer(operation: &str, error: &Error) -> Errno {
     };
     log::log!(level, "{operation}: {error}");
     errno(error.kind())
+}
+
+/// The same for who asks a remote backend by an inode: what he found by its name a moment ago may be gone. Then the kernel
+/// is to look the name up again, before it says so or has the pipe made (open(2) with O_CREAT); it does after ESTALE only.
+pub(super) fn answer_by_inode(operation: &str, error: &Error, is_remote: bool) -> Errno {
+    let errno = answer(operation, error);
+    match error.kind() {
+        Kind::NotFound if is_remote => Errno::ESTALE,
+        _ => errno,
+    }
 }

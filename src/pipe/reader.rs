@@ -40,20 +40,32 @@ const BRIEF: Duration = Duration::from_millis(50);
 #[derive(Default)]
 pub struct Silence(Mutex<Option<Instant>>);
 
+/// How long somebody waits.
+struct Patience {
+    until: Instant,
+    /// Whether it is long enough to tell whether the store answers.
+    is_full: bool,
+}
+
 impl Silence {
     fn last(&self) -> MutexGuard<'_, Option<Instant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Until when who asks now waits at most.
-    fn patience(&self) -> Instant {
+    /// How long who asks now waits at most.
+    fn patience(&self) -> Patience {
         let now = Instant::now();
         let is_recent = |last| now.saturating_duration_since(last) < LOOK;
-        now + if self.last().is_some_and(is_recent) {
-            BRIEF
-        } else {
-            LOOK
+        let is_full = !self.last().is_some_and(is_recent);
+        Patience {
+            until: now + if is_full { LOOK } else { BRIEF },
+            is_full,
         }
+    }
+
+    /// Notes that the store has answered.
+    fn end(&self) {
+        *self.last() = None;
     }
 }
 
@@ -123,15 +135,16 @@ impl Shared {
         state.silent = false;
         state.news += 1;
         drop(state);
-        *self.silence.last() = None;
         self.changed.notify_waiters();
     }
 
     /// Waits for what has `changed`, and notes if nothing is heard.
-    async fn heard(&self, changed: impl Future<Output = ()>, until: Instant) {
-        if timeout_at(until, changed).await.is_err() {
+    async fn heard(&self, changed: impl Future<Output = ()>, patience: &Patience) {
+        if timeout_at(patience.until, changed).await.is_err() {
             self.lock().silent = true;
-            *self.silence.last() = Some(Instant::now());
+            if patience.is_full {
+                *self.silence.last() = Some(Instant::now());
+            }
         }
     }
 
@@ -140,6 +153,7 @@ impl Shared {
         let mut state = self.lock();
         if matches!(&state.phase, Phase::Failed(error) if error.kind() == Kind::TimedOut) {
             state.phase = Phase::Filling;
+            state.silent = true;
             self.wanted.notify_one();
         }
     }
@@ -205,7 +219,7 @@ impl Reader {
     pub async fn read(&self, size: usize, nonblock: bool) -> Result<Vec<u8>> {
         let mut asked = false;
         self.shared.forgive();
-        let until = nonblock.then(|| self.shared.silence.patience());
+        let patience = nonblock.then(|| self.shared.silence.patience());
         let nothing = || Error::new(Kind::WouldBlock, "there is no message now");
         loop {
             // Made before the look, so that nothing is missed.
@@ -246,9 +260,9 @@ impl Reader {
                     }
                 }
             }
-            match until {
+            match &patience {
                 None => changed.await,
-                Some(until) => self.shared.heard(changed, until).await,
+                Some(patience) => self.shared.heard(changed, patience).await,
             }
         }
     }
@@ -281,7 +295,7 @@ impl Reader {
     pub async fn is_readable(&self) -> (bool, u64) {
         let mut asked = false;
         self.shared.forgive();
-        let until = self.shared.silence.patience();
+        let patience = self.shared.silence.patience();
         loop {
             let changed = self.shared.changed.notified();
             {
@@ -300,7 +314,7 @@ impl Reader {
                     self.shared.wanted.notify_one();
                 }
             }
-            self.shared.heard(changed, until).await;
+            self.shared.heard(changed, &patience).await;
         }
     }
 
@@ -405,7 +419,11 @@ async fn fill(shared: Arc<Shared>, mut subscription: Subscription) {
             continue;
         }
         let step = if asked || subscription.has_end() {
-            subscription.ready(FETCH).await
+            let step = subscription.ready(FETCH).await;
+            if !matches!(&step, Err(error) if error.kind() == Kind::TimedOut) {
+                shared.silence.end();
+            }
+            step
         } else {
             Ok(Step::Wait)
         };
@@ -424,7 +442,10 @@ async fn fill(shared: Arc<Shared>, mut subscription: Subscription) {
                 tokio::select! {
                     biased;
                     step = subscription.wait(FETCH) => match step {
-                        Ok(Step::Messages(messages)) => shared.add(messages),
+                        Ok(Step::Messages(messages)) => {
+                            shared.silence.end();
+                            shared.add(messages);
+                        }
                         Ok(Step::End | Step::Wait) => {}
                         Err(error) => fail(&shared, error).await,
                     },

@@ -471,10 +471,11 @@ pub(crate) async fn nothing_stands_behind_the_greatest_number<S: Store>(store: S
     let start = Start::After(Position::new(last.epoch(), u64::MAX));
     let mut behind = source(&client, start).await;
     assert!(rest(&mut *behind).await.is_empty());
-    // The greatest position before another incarnation is of this form.
-    let start = Start::After(Position::new(last.epoch(), 0).before());
-    let mut all = source(&client, start).await;
-    assert_eq!(texts(&rest(&mut *all).await), ["a", "b"]);
+    // The greatest position before another incarnation is of this form. (Redis may begin another one within a push.)
+    let first = all(&client).await[0].position;
+    let start = Start::After(Position::new(first.epoch(), 0).before());
+    let mut source = source(&client, start).await;
+    assert_eq!(texts(&rest(&mut *source).await), ["a", "b"]);
 }
 
 pub(crate) async fn positions_never_repeat_after_a_reset<S: Store>(store: S) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_nats::ConnectOptions;
 use dnpipes::backend::Backend;
 use dnpipes::backend::nats::Nats;
 use dnpipes::backend::retry::Retry;
@@ -161,16 +162,47 @@ async fn what_is_stored_of_a_push_that_is_refused_in_its_midst_is_told() {
     }
 }
 
+/// A server with an account that may store 1 MB, and the account's URL.
+fn small_account(kind: &str) -> (Services, String) {
+    let account = "accounts { small { jetstream { max_file: 1MB }, users: [ { user: me, password: s3cret } ] } }";
+    let services = Services::start(&[kind, "--set", account]);
+    let url = format!("nats://me:s3cret@127.0.0.1:{}", services.server().port);
+    (services, url)
+}
+
+/// Where some messages are refused others may be under way behind them, and are stored.
+#[tokio::test]
+async fn what_was_refused_among_what_was_stored_is_stored_when_it_is_repeated() {
+    for kind in ["nats", "nats-new"] {
+        let (_services, url) = small_account(kind);
+        let user = ConnectOptions::with_user_and_password("me".into(), "s3cret".into());
+        let other = Other(user.connect(&url).await.expect("a connection"));
+        let window = json!({ "duplicate_window": 10_000_000_000_u64 });
+        other.stream("TOPIC", window).await;
+        let client = client(&format!("{url}/?prefix="));
+        let long = "x".repeat(20_000);
+        while push(&client, "FILL", &[&long]).await.is_ok() {}
+        let messages = ["first", &long, "third", "last"];
+        let id = new_id();
+        let pushed = client.push(&name("TOPIC"), id, batch(&messages)).await;
+        let error = pushed.expect_err("full");
+        assert_eq!(error.kind(), Kind::Full, "{kind}: {error}");
+        assert_eq!(error.applied(), Applied::Unknown, "{kind}: {error}");
+        assert_eq!(contents(&client, "TOPIC").await, ["first", "third", "last"]);
+        client.reset(&name("FILL")).await.expect("reset");
+        let again = client
+            .push(&name("TOPIC"), id.again(), batch(&messages))
+            .await;
+        again.expect("stored");
+        let stored = contents(&client, "TOPIC").await;
+        assert_eq!(stored, ["first", "third", "last", &long], "{kind}");
+    }
+}
+
 /// A server keeps those messages of a batch that fitted into what an account, or it, may store.
 #[tokio::test]
 async fn what_an_account_had_room_for_of_a_push_is_told() {
-    let services = Services::start(&[
-        "nats-new",
-        "--set",
-        "accounts { small { jetstream { max_file: 1MB }, users: [ { user: me, password: s3cret } ] } }",
-    ]);
-    let port = services.server().port;
-    let url = format!("nats://me:s3cret@127.0.0.1:{port}");
+    let (_services, url) = small_account("nats-new");
     let (raw, pipe) = (client(&url), name("topic"));
     let retrying = Retry::new(Arc::new(client(&url)), Some(Duration::from_secs(30)));
     for (count, length) in [(2, 40_000), (20, 10_000), (900, 100)] {

@@ -23,7 +23,7 @@ use super::answers::{Acks, Outcome, outcome, taken, understood, unless_removed, 
 use super::api;
 use super::ids::PushName;
 use super::link::{Link, MISSES, SETTLE};
-use super::search::{Search, search};
+use super::search::{Found, Search};
 use super::tally::Added;
 use super::tried::{Group, Turn};
 use super::{Shared, Stream};
@@ -48,14 +48,14 @@ const WINDOW: usize = 64;
 
 /// A push under way.
 pub(super) struct Push {
-    shared: Arc<Shared>,
-    link: Arc<Link>,
-    pipe: PipeName,
-    turn: Turn,
+    pub(super) shared: Arc<Shared>,
+    pub(super) link: Arc<Link>,
+    pub(super) pipe: PipeName,
+    pub(super) turn: Turn,
     /// Of the caller, while it waits.
     wanted: Weak<()>,
     id: PushId,
-    name: PushName,
+    pub(super) name: PushName,
     batch: Batch,
 }
 
@@ -96,18 +96,20 @@ impl Push {
     /// Stores what is not stored yet, and returns the position of the last message.
     pub(super) async fn run(&mut self) -> Result<Position> {
         let mut stream = self.shared.stream(&self.link, &self.pipe).await?;
-        let mut next = 0;
+        let (mut next, mut lacking) = (0, Vec::new());
         if self.id.repeated && !self.is_remembered(&stream) {
             // What the earlier try has done is not known without it.
             let (known, search) = self.search().await.map_err(Error::maybe_applied)?;
-            let found = search.found();
-            if found.is_some_and(|found| found.index + 1 == self.batch.messages().len()) {
+            let (found, missing) = (search.found(), search.missing());
+            let is_last = |found: Found| found.index + 1 == self.batch.messages().len();
+            if missing.is_empty() && found.is_some_and(is_last) {
                 return Ok(known.position(found.map_or(0, |found| found.seq)));
             }
             if found.is_none() {
                 self.turn.is_not_stored(known.position(known.last));
             }
             next = found.map_or(0, |found| found.index + 1);
+            lacking = missing;
             stream = known;
         }
         if !self.id.repeated {
@@ -117,6 +119,7 @@ impl Push {
             // What was reported as failed must not be stored long after, behind a reset perhaps.
             return Err(Error::new(Kind::Interrupted, "given up").maybe_applied());
         }
+        self.fill(&stream, lacking).await?;
         let mut last = None;
         let mut misses = 0;
         while next < self.batch.messages().len() {
@@ -124,7 +127,8 @@ impl Push {
             let is_whole = matches!(way, Way::Whole);
             // Of others, some may have been stored by an earlier try.
             let is_new = is_whole || !self.id.repeated;
-            let may_be_cut = is_whole && count > 1 || self.id.repeated;
+            // Of a batch the first ones, whatever became of earlier tries.
+            let may_be_cut = is_whole && count > 1 && !self.turn.tried().apart;
             let outcome = match self.store(&stream, way, next, count).await {
                 Ok(outcome) => outcome,
                 Err(error) if error.kind() == Kind::Full && may_be_cut => {
@@ -163,7 +167,7 @@ impl Push {
             None => {
                 let (stream, search) = self.search().await.map_err(Error::maybe_applied)?;
                 Ok(stream.position(match search {
-                    Search::Found(found) => found.seq,
+                    Search::Found(found, _) => found.seq,
                     // A reset has dropped them since.
                     Search::Nowhere => 0,
                     Search::NotAmongTheLast => stream.last,
@@ -173,25 +177,11 @@ impl Push {
     }
 
     /// What has failed of the messages from `next` on; those before are stored.
-    fn failed(&self, error: Error, next: usize) -> Error {
+    pub(super) fn failed(&self, error: Error, next: usize) -> Error {
         match self.id.repeated {
             // What an earlier try has sent may come yet.
             true => error.maybe_applied(),
             false => error.behind(next),
-        }
-    }
-
-    /// The same where the server has no room: it keeps the messages of a batch, and of earlier tries, that fitted in.
-    async fn full(&self, error: Error, next: usize) -> Error {
-        match self.search().await {
-            Ok((_, search)) => match search.found() {
-                Some(found) => error.stored(found.index + 1),
-                None => self.failed(error, next),
-            },
-            Err(unknown) => {
-                log::debug!("what is stored of a push that found no room: {unknown}");
-                error.maybe_applied()
-            }
         }
     }
 
@@ -207,29 +197,16 @@ impl Push {
         self.shared.tallies.add(&self.pipe, added);
     }
 
-    /// Looks for this push's last message that is stored.
-    async fn search(&self) -> Result<(Arc<Stream>, Search)> {
-        self.shared.forget(&self.pipe);
-        let stream = self.shared.stream(&self.link, &self.pipe).await?;
-        let Some(info) = self.link.info(&stream.name).await? else {
-            return Ok((stream, Search::Nowhere));
-        };
-        let since = self.turn.tried().since(info.epoch()?);
-        let _turn = self.shared.searches.acquire().await;
-        let found = search(&self.shared.own_line(), &info, &self.name, since).await?;
-        Ok((stream, found))
-    }
-
-    /// Whether the server still knows by itself what the tries before have stored. Of a batch it may have kept the first
-    /// messages when it was killed, and does not know them.
-    fn is_remembered(&self, stream: &Stream) -> bool {
-        let tried = self.turn.tried();
-        let is_fresh = |first| stream.remembers_since(first);
-        tried.first.is_some_and(is_fresh) && !tried.any_whole()
-    }
-
     /// How the messages from `next` on go, and how many of them: as in the try before, where there was one.
     fn way(&mut self, stream: &Stream, next: usize) -> (Way, usize) {
+        let (way, count) = self.next_way(stream, next);
+        if matches!(way, Way::Each) && !stream.limited {
+            self.turn.go_apart();
+        }
+        (way, count)
+    }
+
+    fn next_way(&mut self, stream: &Stream, next: usize) -> (Way, usize) {
         if let Some(group) = self.turn.group(next) {
             // A repetition has as many messages, unless its sender does not keep to that.
             let count = group.end.min(self.batch.messages().len()) - next;
@@ -328,7 +305,7 @@ impl Push {
         }
     }
 
-    async fn store_one(&self, stream: &Stream, index: usize) -> Result<Outcome> {
+    pub(super) async fn store_one(&self, stream: &Stream, index: usize) -> Result<Outcome> {
         let mut headers = HeaderMap::new();
         self.identify(&mut headers, stream, index);
         let answer = self.ask(stream, headers, index).await?;

@@ -1,5 +1,7 @@
 //! Looking for a push by the identity of its messages, where the server may have forgotten it.
 
+use std::collections::BTreeSet;
+
 use super::api::Info;
 use super::headings::{Heading, Headings};
 use super::ids::PushName;
@@ -22,7 +24,8 @@ pub(super) struct Found {
 
 /// What a search has come to.
 pub(super) enum Search {
-    Found(Found),
+    /// The last message, and those before it that are missing.
+    Found(Found, Vec<usize>),
     /// All messages were looked through.
     Nowhere,
     /// There are too many to look through all.
@@ -32,14 +35,22 @@ pub(super) enum Search {
 impl Search {
     pub(super) fn found(&self) -> Option<Found> {
         match self {
-            Search::Found(found) => Some(*found),
+            Search::Found(found, _) => Some(*found),
             Search::Nowhere | Search::NotAmongTheLast => None,
+        }
+    }
+
+    pub(super) fn missing(self) -> Vec<usize> {
+        match self {
+            Search::Found(_, missing) => missing,
+            Search::Nowhere | Search::NotAmongTheLast => Vec::new(),
         }
     }
 }
 
-/// The last message of `push`, among the last 65,536 pushes to the stream and behind message `since`. Messages
-/// of others may break the connections of `line`.
+/// The last message of `push`, among the last 65,536 pushes to the stream and behind message `since`. Where its messages
+/// went `apart`, also which of those before are missing; else there are none. Messages of others may break the connections
+/// of `line`.
 ///
 /// # Errors
 /// As for [`Link::api`](super::link::Link::api).
@@ -48,7 +59,9 @@ pub(super) async fn search(
     info: &Info,
     push: &PushName,
     since: u64,
+    apart: bool,
 ) -> Result<Search> {
+    let mut found = FoundSoFar::default();
     let first = info.state.first_seq.max(since + 1);
     let mut end = info.state.last_seq + 1;
     let mut pushes = 0;
@@ -56,7 +69,7 @@ pub(super) async fn search(
         let start = end.saturating_sub(BLOCK).max(first);
         let mut block = Block {
             push,
-            found: None,
+            found: &mut found,
             pushes: 0,
         };
         let mut headings = Headings {
@@ -67,22 +80,60 @@ pub(super) async fn search(
         headings
             .look_through(line, &mut |heading| block.note(heading))
             .await?;
-        if let Some(found) = block.found {
-            return Ok(Search::Found(found));
-        }
         pushes += block.pushes;
         end = start;
+        if found.last.is_some() && (!apart || found.is_whole()) {
+            break;
+        }
     }
-    Ok(match info.state.messages > 0 && end > first {
-        true => Search::NotAmongTheLast,
-        false => Search::Nowhere,
+    let is_all = info.state.messages == 0 || end <= first;
+    // What was dropped from the stream's beginning was stored.
+    let is_kept = is_all && info.state.first_seq <= since + 1;
+    Ok(match found.last {
+        Some(_) if apart => found.among(is_kept),
+        Some(last) => Search::Found(last, Vec::new()),
+        None if is_all => Search::Nowhere,
+        None => Search::NotAmongTheLast,
     })
 }
 
-/// What was found among messages.
+/// What was found of a push.
+#[derive(Default)]
+struct FoundSoFar {
+    /// The last one in the stream, of the last messages that any were found among.
+    last: Option<Found>,
+    indexes: BTreeSet<usize>,
+}
+
+impl FoundSoFar {
+    /// Whether none is missing before the last one.
+    fn is_whole(&self) -> bool {
+        self.indexes
+            .last()
+            .is_none_or(|last| self.indexes.len() == last + 1)
+    }
+
+    /// The greatest one, and which are missing before it: those before the first one only if what was stored `is_kept`.
+    fn among(&self, is_kept: bool) -> Search {
+        let (Some(last), Some(low), Some(high)) =
+            (self.last, self.indexes.first(), self.indexes.last())
+        else {
+            return Search::Nowhere;
+        };
+        let low = if is_kept { 0 } else { *low };
+        let missing = (low..*high).filter(|index| !self.indexes.contains(index));
+        let found = Found {
+            index: *high,
+            seq: last.seq,
+        };
+        Search::Found(found, missing.collect())
+    }
+}
+
+/// What is found in a block of messages.
 struct Block<'a> {
     push: &'a PushName,
-    found: Option<Found>,
+    found: &'a mut FoundSoFar,
     pushes: u64,
 }
 
@@ -95,7 +146,10 @@ impl Block<'_> {
         self.pushes += u64::from(!together);
         if let Some(index) = self.index(heading) {
             let seq = heading.seq;
-            self.found = Some(Found { index, seq });
+            self.found.indexes.insert(index);
+            if self.found.last.is_none_or(|last| last.seq < seq) {
+                self.found.last = Some(Found { index, seq });
+            }
         }
     }
 
@@ -122,9 +176,10 @@ mod tests {
         let tags = Tags::random().expect("randomness");
         let id = PushId::first(Producer::from_bytes([7; 16]), 3);
         let (name, other) = (PushName::new(id), PushName::new(PushId { seq: 4, ..id }));
+        let mut found = FoundSoFar::default();
         let mut block = Block {
             push: &name,
-            found: None,
+            found: &mut found,
             pushes: 0,
         };
         let messages = [
@@ -155,9 +210,31 @@ mod tests {
                 _ => None,
             };
             block.note(&Heading::new(seq, &header));
-            assert_eq!(block.found.map(|found| found.index), index, "{seq}");
+            assert_eq!(block.found.last.map(|found| found.index), index, "{seq}");
         }
-        assert_eq!(block.found.map(|found| found.seq), Some(5));
+        assert_eq!(block.found.last.map(|found| found.seq), Some(5));
         assert_eq!(block.pushes, 2);
+    }
+
+    #[test]
+    fn messages_that_are_missing_among_others_are_told() {
+        let found = |indexes: &[usize]| FoundSoFar {
+            last: Some(Found { index: 0, seq: 9 }),
+            indexes: indexes.iter().copied().collect(),
+        };
+        for (indexes, is_kept, last, missing) in [
+            (&[0, 1, 2][..], true, 2, vec![]),
+            (&[3, 0, 2], true, 3, vec![1]),
+            (&[2, 4], true, 4, vec![0, 1, 3]),
+            // Those before them may have been dropped by a reset.
+            (&[2, 4], false, 4, vec![3]),
+        ] {
+            let found = found(indexes);
+            assert_eq!(found.is_whole(), missing.is_empty() && is_kept);
+            let Search::Found(told, lacking) = found.among(is_kept) else {
+                panic!("{indexes:?}");
+            };
+            assert_eq!((told.index, lacking), (last, missing), "{indexes:?}");
+        }
     }
 }

@@ -21,6 +21,9 @@ pub(super) struct Tried {
     /// Up to where the stream holds nothing of it.
     since: Option<Position>,
     groups: Vec<Group>,
+    /// Whether several of its messages may have been under way at a time, each for itself: then any of them may be missing
+    /// among those that are stored.
+    pub(super) apart: bool,
     /// Where it ends, and how many messages it has, once it is stored; and since when that is known.
     stored: Option<(Position, usize, Instant)>,
 }
@@ -106,6 +109,11 @@ impl Turn {
         self.tried.groups.push(group);
     }
 
+    /// Notes that several messages are under way at a time, each for itself.
+    pub(super) fn go_apart(&mut self) {
+        self.tried.apart = true;
+    }
+
     /// Notes, unless it is known, that the stream's messages up to `position` are none of the push.
     pub(super) fn begin(&mut self, position: Position) {
         self.tried.since.get_or_insert(position);
@@ -132,6 +140,7 @@ impl Tried {
             first: is_from_here.then(Instant::now),
             since: None,
             groups: Vec::new(),
+            apart: !is_from_here,
             stored: None,
         }
     }
