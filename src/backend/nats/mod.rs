@@ -3,7 +3,8 @@
 //! - [`options`]: the source's URL; [`names`]: pipe names as stream names.
 //! - [`link`]: connections and requests; [`api`]: what JetStream is asked and answers; [`listing`]: all pipes there are.
 //! - [`push`], [`repeated`], [`ids`], [`answers`], [`target`], [`tried`] and [`search`]: storing once; [`feed`],
-//!   [`opening`] and [`source`]: subscribers; [`single`]: what cannot be streamed to them; [`headings`] and [`tally`]: how many bytes there are.
+//!   [`opening`] and [`source`]: subscribers; [`single`]: what cannot be streamed to them; [`headings`] and [`tally`]: how
+//!   many bytes there are.
 //! - [`warnings`]: what is said of streams that do not keep what they are given.
 //!
 //! A pipe is a stream; a stream that another program made is a pipe too, if its name has the prefix. A

@@ -56,7 +56,7 @@ pub(super) struct Push {
     wanted: Weak<()>,
     id: PushId,
     pub(super) name: PushName,
-    batch: Batch,
+    pub(super) batch: Batch,
 }
 
 /// How messages go together.

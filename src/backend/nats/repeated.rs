@@ -20,7 +20,8 @@ impl Push {
         let since = tried.since(info.epoch()?);
         let _turn = self.shared.searches.acquire().await;
         let line = self.shared.own_line();
-        let found = search(&line, &info, &self.name, since, tried.apart).await?;
+        let count = self.batch.messages().len();
+        let found = search(&line, &info, &self.name, count, since, tried.apart).await?;
         Ok((stream, found))
     }
 

@@ -48,9 +48,9 @@ impl Search {
     }
 }
 
-/// The last message of `push`, among the last 65,536 pushes to the stream and behind message `since`. Where its messages
-/// went `apart`, also which of those before are missing; else there are none. Messages of others may break the connections
-/// of `line`.
+/// The last message of `push`, which has `count`, among the last 65,536 pushes to the stream and behind message `since`.
+/// Where its messages went `apart`, also which of those before are missing; else there are none. Messages of others may
+/// break the connections of `line`.
 ///
 /// # Errors
 /// As for [`Link::api`](super::link::Link::api).
@@ -58,6 +58,7 @@ pub(super) async fn search(
     line: &Line,
     info: &Info,
     push: &PushName,
+    count: usize,
     since: u64,
     apart: bool,
 ) -> Result<Search> {
@@ -69,6 +70,7 @@ pub(super) async fn search(
         let start = end.saturating_sub(BLOCK).max(first);
         let mut block = Block {
             push,
+            count,
             found: &mut found,
             pushes: 0,
         };
@@ -133,6 +135,7 @@ impl FoundSoFar {
 /// What is found in a block of messages.
 struct Block<'a> {
     push: &'a PushName,
+    count: usize,
     found: &'a mut FoundSoFar,
     pushes: u64,
 }
@@ -144,7 +147,9 @@ impl Block<'_> {
         let together = is_batched && heading.header("Nats-Batch-Commit").is_none()
             || heading.header("Nats-Expected-Last-Msg-Id").is_some();
         self.pushes += u64::from(!together);
-        if let Some(index) = self.index(heading) {
+        // Others may make up what they like.
+        let index = self.index(heading).filter(|index| *index < self.count);
+        if let Some(index) = index {
             let seq = heading.seq;
             self.found.indexes.insert(index);
             if self.found.last.is_none_or(|last| last.seq < seq) {
@@ -179,6 +184,7 @@ mod tests {
         let mut found = FoundSoFar::default();
         let mut block = Block {
             push: &name,
+            count: 1401,
             found: &mut found,
             pushes: 0,
         };
@@ -200,6 +206,7 @@ mod tests {
                 Some((name.batch(1002, &tags), "399", true)),
                 Some(1400),
             ),
+            (Some(name.message(usize::MAX)), None, Some(1400)),
         ];
         for (seq, (identity, batch, index)) in (1..).zip(messages) {
             let header = |name: &'static str| match (name, &batch) {
@@ -213,7 +220,7 @@ mod tests {
             assert_eq!(block.found.last.map(|found| found.index), index, "{seq}");
         }
         assert_eq!(block.found.last.map(|found| found.seq), Some(5));
-        assert_eq!(block.pushes, 2);
+        assert_eq!(block.pushes, 3);
     }
 
     #[test]
