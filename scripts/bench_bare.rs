@@ -1,7 +1,7 @@
 //! File systems that do next to nothing: what a FUSE request costs whatever a daemon does.
 //!
-//! In the empty one a write is taken and forgotten, and a read waits until a write on another mount of the same process
-//! wakes it, by way of a file and a thread. Before it does, what was written is appended to the file and is on the disk.
+//! In the empty one a write is taken and forgotten. Of two that belong together a write to one is appended to a file, and
+//! once it is on the disk, a thread wakes who reads the other.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};

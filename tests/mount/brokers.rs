@@ -492,6 +492,7 @@ fn times_out(kind: &str) {
         lines.sort_unstable();
         lines.dedup();
         assert_eq!(lines.len(), told.len(), "{told:?}");
+        assert_eq!(told.first().map(String::as_str), Some("first"));
         lines.retain(|line| line == "first" || *line == last);
         assert_eq!(lines, ["first", &last], "{told:?}");
     }

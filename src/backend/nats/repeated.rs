@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::Stream;
-use super::answers::Outcome;
+use super::answers::{Outcome, went_away};
 use super::push::Push;
 use super::search::{Search, search};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 impl Push {
     /// Looks for this push's last message that is stored.
@@ -52,8 +52,7 @@ impl Push {
         for index in missing {
             let stored = self.store_one(stream, index).await;
             if let Outcome::Elsewhere = stored.map_err(Error::maybe_applied)? {
-                let why = format!("stream {} went away", stream.name);
-                return Err(Error::new(Kind::Unreachable, why).maybe_applied());
+                return went_away(stream, false).map(drop);
             }
         }
         Ok(())
