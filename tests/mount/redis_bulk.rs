@@ -67,13 +67,18 @@ async fn contents(redis: &Redis) -> Vec<String> {
     }
 }
 
-/// How many transactions the server was told to run.
-fn runs(server: &Server) -> usize {
+/// How often the server was told to do something.
+fn calls(server: &Server, command: &str) -> usize {
     let stats = cli(server, "redis INFO commandstats");
     let calls = stats
-        .split_once("cmdstat_exec:calls=")
+        .split_once(&format!("cmdstat_{command}:calls="))
         .and_then(|(_, rest)| rest.split_once(','));
     calls.map_or(0, |(calls, _)| calls.parse().expect("a number"))
+}
+
+/// How many transactions the server was told to run.
+fn runs(server: &Server) -> usize {
+    calls(server, "exec")
 }
 
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
@@ -84,8 +89,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// A way to the server on which the word to run a transaction is held back, but for the first one of each connection,
-/// which is a rehearsal.
+/// A way to the server on which a word is held back, but for the first ones of each connection.
 struct Held {
     port: u16,
     /// How many are held.
@@ -96,7 +100,14 @@ struct Held {
 }
 
 impl Held {
+    /// Holds back the word to run a transaction; the first one is a rehearsal.
     async fn new(server: &Server) -> Self {
+        Self::holding(server, "EXEC", 1).await
+    }
+
+    /// Holds back `word`, but for so many first ones.
+    async fn holding(server: &Server, word: &str, first: usize) -> Self {
+        let word = format!("${}\r\n{word}\r\n", word.len());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
         let (count, held) = watch::channel(0);
@@ -117,17 +128,17 @@ impl Held {
                     drop(to_near.shutdown().await);
                 });
                 let (count, mut released) = (Arc::clone(&count), released.clone());
+                let word = word.clone();
                 tokio::spawn(async move {
                     let mut piece = vec![0; 1 << 20];
-                    let mut is_rehearsed = false;
+                    let mut said = 0;
                     loop {
                         let Ok(length @ 1..) = from_near.read(&mut piece).await else {
                             return;
                         };
-                        // It is sent by itself, and so is not cut.
-                        if memchr::memmem::find(&piece[..length], b"$4\r\nEXEC\r\n").is_some()
-                            && std::mem::replace(&mut is_rehearsed, true)
-                        {
+                        // It is not sent behind what is long, and so is not cut.
+                        said += memchr::memmem::find_iter(&piece[..length], &word).count();
+                        if said > first {
                             count.send_modify(|count| *count += 1);
                             released.wait_for(|is| *is).await.expect("the test goes on");
                         }
@@ -368,6 +379,97 @@ async fn a_pipe_that_is_removed_meanwhile_is_made_again() {
     assert_ne!(cli(&server, &format!("redis HGET {known} .made")), "\n");
 }
 
+/// Once a push is stored the server is asked for the producer's next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_pushes_again_at_once_has_been_asked_for() {
+    let (_services, server) = start(&[]);
+    let redis = client(server.port).await;
+    let producer = Producer::random().expect("randomness");
+    let (mut seq, mut all) = (0, Vec::new());
+    until("a push that was asked for", async || {
+        let (ran, taken_back) = (runs(&server), calls(&server, "discard"));
+        for _ in 0..2 {
+            seq += 1;
+            let texts = texts(&seq.to_string(), MANY);
+            let id = PushId::first(producer, seq);
+            let pushed = redis.push(&topic(), id, batch(&texts)).await;
+            pushed.expect("stored");
+            all.extend(texts);
+        }
+        // A question is not waited for for long. Of the first connection's transactions one is a rehearsal.
+        let is_new = seq == 2;
+        let more = usize::from(is_new);
+        assert_eq!(runs(&server), ran + 2 + more);
+        !is_new && calls(&server, "discard") <= taken_back + 1
+    })
+    .await;
+    assert_eq!(contents(&redis).await, all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_pushes_instead_of_who_was_asked_for_goes_by_a_transaction_too() {
+    let (_services, server) = start(&[]);
+    let redis = client(server.port).await;
+    let producers = [(); 2].map(|()| Producer::random().expect("randomness"));
+    let mut all = Vec::new();
+    for seq in 1..=5 {
+        for producer in producers {
+            let texts = texts(&format!("{producer} {seq}"), MANY);
+            let id = PushId::first(producer, seq);
+            let pushed = redis.push(&topic(), id, batch(&texts)).await;
+            let position = pushed.expect("stored");
+            let again = redis.push(&topic(), id.again(), batch(&texts)).await;
+            assert_eq!(again.expect("known"), position);
+            all.extend(texts);
+        }
+    }
+    assert_eq!(contents(&redis).await, all);
+    // With those of the rehearsal.
+    assert_eq!((runs(&server), calls(&server, "discard")), (11, 10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_for_and_is_stored_meanwhile_is_not_stored_again() {
+    let (_services, server) = start(&[]);
+    let (here, there) = (client(server.port).await, client(server.port).await);
+    let mut all = Vec::new();
+    for round in 0..20 {
+        let producer = Producer::random().expect("randomness");
+        let [one, two] = ["one", "two"].map(|push| texts(&format!("{round} {push}"), MANY));
+        let ids = [1, 2].map(|seq| PushId::first(producer, seq));
+        let first = here.push(&topic(), ids[0], batch(&one)).await;
+        first.expect("stored");
+        let second = there.push(&topic(), ids[1].again(), batch(&two)).await;
+        let late = here.push(&topic(), ids[1], batch(&two)).await;
+        assert_eq!(late.expect("known"), second.expect("stored"));
+        all.extend(one);
+        all.extend(two);
+    }
+    assert_eq!(contents(&here).await, all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asking_for_a_push_makes_no_pipe() {
+    let (_services, server) = start(&[]);
+    // Of the rehearsal, which does it twice, and of the first push.
+    let mut way = Held::holding(&server, "WATCH", 3).await;
+    let (late, other) = (client(way.port).await, client(server.port).await);
+    let producer = Producer::random().expect("randomness");
+    let one = batch(&texts("one", MANY));
+    let id = PushId::first(producer, 1);
+    late.push(&topic(), id, one).await.expect("stored");
+    way.hold().await;
+    other.remove(&topic()).await.expect("removed");
+    let before = calls(&server, "watch");
+    way.release.send(true).expect("the way is there");
+    until("the question", async || calls(&server, "watch") > before).await;
+    assert_eq!(cli(&server, "redis EXISTS dnpipes:topic"), "0\n");
+    let two = texts("two", MANY);
+    let id = PushId::first(producer, 2);
+    late.push(&topic(), id, batch(&two)).await.expect("stored");
+    assert_eq!(contents(&other).await, two);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_keeps_a_large_push_from_being_stored_is_named() {
     let (_services, server) = start(&["maxmemory 8mb", "maxmemory-policy noeviction"]);
@@ -402,7 +504,7 @@ async fn what_keeps_a_large_push_from_being_stored_is_named() {
 
 #[test]
 fn where_transactions_are_not_allowed_large_writes_go_by_scripts() {
-    for rights in ["-watch", "-exec", "-client|reply", "-script"] {
+    for rights in ["-watch", "-exec", "-discard", "-client|reply", "-script"] {
         let user = format!("user pipes on >s3cret ~* &* +@all {rights}");
         let (_services, server) = start(&[&user]);
         let mount = Mount::new(&server.url.replace("//", "//pipes:s3cret@"), &[]);

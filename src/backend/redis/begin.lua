@@ -1,7 +1,7 @@
 -- Looks whether a push is to be stored by a transaction. Half as much work as a script's are plain XADDs in one, but those
 -- have no condition: so this comes before it, and the client sends the messages once this has said so. KEYS: the stream,
--- what is known of it, earlier producers. ARGV: the producer, the push's number in 20 digits. Returns the push's last id if
--- it was stored, else nothing.
+-- what is known of it, earlier producers. ARGV: the producer, the push's number in 20 digits, `ahead` if there is no such
+-- push yet: no pipe is made for it. Returns the push's last id if it was stored, else an empty text.
 --
 -- The client watches two keys meanwhile, so that the transaction is not run if somebody touches them: the pipe's gate, who
 -- removes it; the producer's claim, who repeats the push, or pushes the next one, without knowing what became of it.
@@ -25,6 +25,9 @@ if known_id then
 end
 -- Fails for a key of another type.
 if redis.call('XLEN', stream) == 0 and redis.call('EXISTS', stream) == 0 then
+    if ARGV[3] == 'ahead' then
+        return 'gone'
+    end
     local _, _, _, _, producers, last = counted(before[2])
     make(stream, known, producers, last)
 elseif before[4] == '' then

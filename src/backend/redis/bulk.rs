@@ -24,6 +24,9 @@ const LANES: usize = 4;
 /// How long a connection is kept at least that nobody uses, and at most twice that: others on the way may forget it, too.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// How long what was asked ahead holds: somebody who writes a large file is back by then.
+const AHEAD: Duration = Duration::from_millis(20);
+
 /// How long no transaction is tried after the server has let one wait in vain, and after it refused to.
 const SILENT: Duration = Duration::from_secs(60);
 const REFUSED: Duration = Duration::from_secs(5);
@@ -50,6 +53,26 @@ struct Idle {
     server: Server,
     connection: Connection,
     since: Instant,
+    /// The push that the server has been asked for.
+    asked: Option<Ahead>,
+}
+
+/// A push that may come next.
+#[derive(PartialEq, Eq)]
+struct Ahead {
+    producer: Producer,
+    seq: u64,
+    stream: String,
+}
+
+impl Ahead {
+    fn new(keys: &Keys, id: PushId) -> Self {
+        Ahead {
+            producer: id.producer,
+            seq: id.seq,
+            stream: keys.stream.clone(),
+        }
+    }
 }
 
 /// The right to push by a transaction, until it is dropped.
@@ -101,29 +124,45 @@ impl Bulk {
         }
     }
 
-    /// A connection to the server, unless that refuses what is done here.
-    fn connection(&self, server: &Server, gate: &str) -> Result<Option<Connection>, RedisError> {
+    /// A connection to the server, unless that refuses what is done here, and whether the server has been asked for the push.
+    fn connection(
+        &self,
+        server: &Server,
+        keys: &Keys,
+        id: PushId,
+    ) -> Result<Option<(Connection, bool)>, RedisError> {
+        let wanted = Some(Ahead::new(keys, id));
         let mut state = self.state();
         // Another one may have become a replica.
         state
             .idle
             .retain(|idle| idle.since.elapsed() < IDLE && idle.server.is(server));
-        if let Some(idle) = state.idle.pop() {
-            return Ok(Some(idle.connection));
-        }
+        let found = state.idle.iter().position(|idle| idle.asked == wanted);
+        let idle = match found {
+            Some(at) => Some(state.idle.swap_remove(at)),
+            None => state.idle.pop(),
+        };
         drop(state);
+        if let Some(mut idle) = idle {
+            let is_asked = found.is_some() && idle.since.elapsed() < AHEAD;
+            if !is_asked && idle.asked.is_some() {
+                transaction::take_back(&mut idle.connection)?;
+            }
+            return Ok(Some((idle.connection, is_asked)));
+        }
         let mut connection = server.connect()?;
-        let is_able = transaction::rehearse(&mut connection, gate)?;
-        Ok(is_able.then_some(connection))
+        let is_able = transaction::rehearse(&mut connection, &keys.gate())?;
+        Ok(is_able.then_some((connection, false)))
     }
 
     /// Keeps a connection for the next push, for a while.
-    fn keep(self: &Arc<Self>, server: &Server, connection: Connection) {
+    fn keep(self: &Arc<Self>, server: &Server, connection: Connection, asked: Option<Ahead>) {
         let mut state = self.state();
         state.idle.push(Idle {
             server: server.clone(),
             connection,
             since: Instant::now(),
+            asked,
         });
         if !std::mem::replace(&mut state.is_swept, true) {
             let bulk = Arc::downgrade(self);
@@ -201,8 +240,8 @@ impl Turn {
         batch: &Batch,
     ) -> Result<Option<Position>> {
         let what = || format!("pushing to {}", keys.stream);
-        let mut connection = match self.bulk.connection(server, &keys.gate()) {
-            Ok(Some(connection)) => connection,
+        let (mut connection, is_asked) = match self.bulk.connection(server, keys, id) {
+            Ok(Some(found)) => found,
             Ok(None) => {
                 let why = "the server does not watch transactions";
                 self.bulk.rest(REFUSED, why);
@@ -216,7 +255,7 @@ impl Turn {
                 return Ok(None);
             }
         };
-        match transaction::offer(&mut connection, keys, id, batch) {
+        match transaction::offer(&mut connection, keys, id, batch, is_asked) {
             Ok(Offer::Open) => {}
             Ok(Offer::Stored(position)) => return Ok(Some(position)),
             Ok(Offer::Refused(why)) => {
@@ -239,23 +278,33 @@ impl Turn {
             let failed = Error::new(Kind::Unreachable, what()).caused_by(error.to_string());
             failed.maybe_applied()
         })?;
-        // Now it is as it was before.
-        self.bulk.keep(server, connection);
-        match ended {
-            None => Ok(None),
+        let said = match ended {
             Some(Value::ServerError(error)) => {
-                Err(translated(what(), error.into()).maybe_applied())
+                self.bulk.keep(server, connection, None);
+                return Err(translated(what(), error.into()).maybe_applied());
             }
-            Some(said) => match text(&said) {
-                Ok("") => {
-                    log::debug!("{}: nothing of a transaction is stored", what());
-                    Ok(None)
-                }
-                said => {
-                    let stored = said.and_then(position);
-                    stored.map(Some).map_err(Error::maybe_applied)
-                }
-            },
+            Some(said) => said,
+            None => Value::BulkString(Vec::new()),
+        };
+        let said = text(&said).map_err(Error::maybe_applied)?;
+        if said.is_empty() {
+            log::debug!("{}: nothing of a transaction is stored", what());
+            self.bulk.keep(server, connection, None);
+            return Ok(None);
         }
+        let stored = position(said).map_err(Error::maybe_applied)?;
+        let next = PushId {
+            seq: id.seq.saturating_add(1),
+            ..id
+        };
+        // Where that fails the push is stored all the same.
+        match transaction::ask_ahead(&mut connection, keys, next) {
+            Ok(()) => {
+                let asked = Some(Ahead::new(keys, next));
+                self.bulk.keep(server, connection, asked);
+            }
+            Err(error) => log::debug!("{}: asking ahead: {error}", what()),
+        }
+        Ok(Some(stored))
     }
 }

@@ -5,6 +5,9 @@
 //! the push is to be stored, and the messages are sent once it has said so; who must keep the transaction from being run
 //! (EXEC) later touches one of the keys (begin.lua).
 //!
+//! Who writes a large file pushes again at once. So once a push is stored the server is asked for the next one before that
+//! is there, while it has nothing else to do.
+//!
 //! The answers to each `XADD` are left away (CLIENT REPLY OFF). Within a transaction CLIENT REPLY ON is run only if that
 //! is, so the answers that come tell what happened.
 
@@ -20,7 +23,7 @@ use super::link::patience;
 use super::scripts;
 use crate::message::{Batch, Position, PushId};
 
-/// Bytes that are packed before they are sent; of the first ones more, as there is an answer to wait for meanwhile.
+/// Bytes that are packed before they are sent; of the first ones more where there is an answer to wait for meanwhile.
 const PIECE: usize = 32 << 10;
 const FIRST: usize = 256 << 10;
 
@@ -30,7 +33,8 @@ const END: &str = "end";
 /// More answers than this are never asked for: by a rehearsal whose every word is answered.
 const ANSWERS: usize = 10;
 
-/// How long an answer to a rehearsal may take: where there is none, the script is still to be waited for.
+/// How long an answer may take before there is something to push: where there is none, the script is still to be waited
+/// for.
 const REHEARSAL: Duration = Duration::from_secs(2);
 
 /// What the server says to a push.
@@ -43,41 +47,45 @@ pub(super) enum Offer {
     Refused(Value),
 }
 
+/// Asks for a push that is not there yet, as [`offer`] does. Makes no pipe for it.
+pub(super) fn ask_ahead(
+    connection: &mut Connection,
+    keys: &Keys,
+    id: PushId,
+) -> Result<(), RedisError> {
+    Out::new(connection, PIECE).ask(keys, id, "ahead")
+}
+
+/// Takes back what was asked ahead.
+pub(super) fn take_back(connection: &mut Connection) -> Result<(), RedisError> {
+    connection.set_read_timeout(Some(REHEARSAL))?;
+    connection.set_write_timeout(Some(REHEARSAL))?;
+    let mut out = Out::new(connection, PIECE);
+    out.command(&words(&["DISCARD"]));
+    out.end()?;
+    answers(connection).map(drop)
+}
+
 /// Sends all of a push but the EXEC that has it stored: nothing of it where the server refuses a transaction, as what is
-/// to be in one would then be done at once.
+/// to be in one would then be done at once. `is_asked` says that the server has been asked ahead for this one.
 pub(super) fn offer(
     connection: &mut Connection,
     keys: &Keys,
     id: PushId,
     batch: &Batch,
+    is_asked: bool,
 ) -> Result<Offer, RedisError> {
     let messages = batch.messages();
     let patience = Some(patience(batch.bytes()));
     connection.set_read_timeout(patience)?;
     connection.set_write_timeout(patience)?;
-    let number = format!("{:020}", id.seq);
-    let part = |script: &[&str]| {
-        let mut part = words(script);
-        part.arg(3).arg(&[&keys.stream, &keys.known, &keys.earlier]);
-        part.arg(id.producer.as_bytes()).arg(&number);
-        part
-    };
-    let mut out = Out {
-        connection,
-        packed: Vec::with_capacity(2 * FIRST),
-        enough: FIRST,
-    };
-    out.command(&words(&["WATCH", &keys.gate(), &keys.claim(id.producer)]));
-    out.command(&part(&["EVALSHA", &scripts::BEGIN.hash]));
-    out.command(&words(&["CLIENT", "REPLY", "OFF"]));
-    out.command(&words(&["MULTI"]));
-    // With its text, as the last part: one that the server has forgotten must not fail within.
-    let mark = ["EVAL", scripts::MARK.code, "2", &keys.stream, &keys.known];
-    out.command(&words(&mark));
-    out.send()?;
-    let head = head(&keys.stream);
-    let mut messages_left = messages.iter();
-    out.entries(&head, &mut messages_left);
+    let mut out = Out::new(connection, PIECE);
+    if !is_asked {
+        out.ask(keys, id, "")?;
+        out.enough = FIRST;
+    }
+    let mut entries = Entries::new(&keys.stream, messages);
+    out.entries(&mut entries);
     let watched = out.connection.recv_response()?;
     let begun = out.connection.recv_response()?;
     let refused = match text(&begun) {
@@ -95,11 +103,11 @@ pub(super) fn offer(
     out.enough = PIECE;
     while !out.packed.is_empty() {
         out.send()?;
-        out.entries(&head, &mut messages_left);
+        out.entries(&mut entries);
     }
     out.command(&words(&["CLIENT", "REPLY", "ON"]));
     let largest = messages.iter().map(Bytes::len).max();
-    let mut last = part(&["EVAL", scripts::END.code]);
+    let mut last = part(&["EVAL", scripts::END.code], keys, id);
     last.arg(messages.len())
         .arg(batch.bytes())
         .arg(largest.unwrap_or(0));
@@ -110,11 +118,7 @@ pub(super) fn offer(
 
 /// Has the transaction run, and returns what its last part says; nothing if it was not run.
 pub(super) fn run(connection: &mut Connection) -> Result<Option<Value>, RedisError> {
-    let mut out = Out {
-        connection,
-        packed: Vec::new(),
-        enough: PIECE,
-    };
+    let mut out = Out::new(connection, PIECE);
     out.command(&words(&["EXEC"]));
     out.end()?;
     let mut answers = answers(connection)?;
@@ -129,14 +133,13 @@ pub(super) fn run(connection: &mut Connection) -> Result<Option<Value>, RedisErr
 pub(super) fn rehearse(connection: &mut Connection, gate: &str) -> Result<bool, RedisError> {
     connection.set_read_timeout(Some(REHEARSAL))?;
     connection.set_write_timeout(Some(REHEARSAL))?;
-    let mut out = Out {
-        connection,
-        packed: Vec::new(),
-        enough: PIECE,
-    };
+    let mut out = Out::new(connection, PIECE);
     out.command(&words(&["SCRIPT", "LOAD", scripts::BEGIN.code]));
     out.command(&words(&["WATCH", gate]));
     out.command(&words(&["CLIENT", "REPLY", "OFF"]));
+    out.command(&words(&["MULTI"]));
+    out.command(&words(&["DISCARD"]));
+    out.command(&words(&["WATCH", gate]));
     out.command(&words(&["MULTI"]));
     out.command(&words(&["ECHO", "unheard"]));
     out.command(&words(&["CLIENT", "REPLY", "ON"]));
@@ -180,13 +183,55 @@ fn words(words: &[&str]) -> Cmd {
     command
 }
 
-/// What all entries of a push begin with: an `XADD` up to its last argument.
-fn head(stream: &str) -> Vec<u8> {
-    let last = b"$0\r\n\r\n";
-    let mut head = words(&["XADD", stream, "*", "data", ""]).get_packed_command();
-    debug_assert!(head.ends_with(last));
-    head.truncate(head.len() - last.len());
-    head
+/// A part of a transaction that knows which push it is of.
+fn part(script: &[&str], keys: &Keys, id: PushId) -> Cmd {
+    let mut part = words(script);
+    part.arg(3).arg(&[&keys.stream, &keys.known, &keys.earlier]);
+    part.arg(id.producer.as_bytes())
+        .arg(format!("{:020}", id.seq));
+    part
+}
+
+/// An `XADD` of each message, packed by hand, as there are many (redis.io, "RESP protocol description").
+struct Entries<'a> {
+    left: std::slice::Iter<'a, Bytes>,
+    /// What all of them begin with: all but the last argument.
+    common: Vec<u8>,
+    /// What those of the last one's length begin with.
+    head: Vec<u8>,
+    length: Option<usize>,
+}
+
+impl<'a> Entries<'a> {
+    fn new(stream: &str, messages: &'a [Bytes]) -> Self {
+        let last = b"$0\r\n\r\n";
+        let mut common = words(&["XADD", stream, "*", "data", ""]).get_packed_command();
+        debug_assert!(common.ends_with(last));
+        common.truncate(common.len() - last.len());
+        Entries {
+            left: messages.iter(),
+            common,
+            head: Vec::new(),
+            length: None,
+        }
+    }
+
+    /// Packs the next one, if there is one.
+    fn pack(&mut self, packed: &mut Vec<u8>) -> bool {
+        let Some(message) = self.left.next() else {
+            return false;
+        };
+        if self.length != Some(message.len()) {
+            self.length = Some(message.len());
+            self.head.clone_from(&self.common);
+            // Writing to a vector does not fail.
+            let _written = write!(self.head, "${}\r\n", message.len());
+        }
+        packed.extend_from_slice(&self.head);
+        packed.extend_from_slice(message);
+        packed.extend_from_slice(b"\r\n");
+        true
+    }
 }
 
 /// What is on its way to the server.
@@ -197,23 +242,36 @@ struct Out<'a> {
     enough: usize,
 }
 
-impl Out<'_> {
+impl<'a> Out<'a> {
+    fn new(connection: &'a mut Connection, enough: usize) -> Self {
+        Out {
+            connection,
+            packed: Vec::new(),
+            enough,
+        }
+    }
+
+    /// Sends all that comes before the messages.
+    fn ask(&mut self, keys: &Keys, id: PushId, when: &str) -> Result<(), RedisError> {
+        let mut begin = part(&["EVALSHA", &scripts::BEGIN.hash], keys, id);
+        begin.arg(when);
+        self.command(&words(&["WATCH", &keys.gate(), &keys.claim(id.producer)]));
+        self.command(&begin);
+        self.command(&words(&["CLIENT", "REPLY", "OFF"]));
+        self.command(&words(&["MULTI"]));
+        // With its text, as the last part: one that the server has forgotten must not fail within.
+        let mark = ["EVAL", scripts::MARK.code, "2", &keys.stream, &keys.known];
+        self.command(&words(&mark));
+        self.send()
+    }
+
     fn command(&mut self, command: &Cmd) {
         command.write_packed_command(&mut self.packed);
     }
 
-    /// An `XADD` of each message, packed by hand, as there are many (redis.io, "RESP protocol description"), until there are
-    /// enough.
-    fn entries<'a>(&mut self, head: &[u8], messages: &mut impl Iterator<Item = &'a Bytes>) {
-        while self.packed.len() < self.enough
-            && let Some(message) = messages.next()
-        {
-            self.packed.extend_from_slice(head);
-            // Writing to a vector does not fail.
-            let _written = write!(self.packed, "${}\r\n", message.len());
-            self.packed.extend_from_slice(message);
-            self.packed.extend_from_slice(b"\r\n");
-        }
+    /// Packs entries until there are enough bytes, or no more entries.
+    fn entries(&mut self, entries: &mut Entries<'_>) {
+        while self.packed.len() < self.enough && entries.pack(&mut self.packed) {}
     }
 
     /// Ends a transaction, however it went, so that [`answers`] come to an end.
