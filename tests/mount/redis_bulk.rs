@@ -518,6 +518,10 @@ fn where_transactions_are_not_allowed_large_writes_go_by_scripts() {
         );
         let log = mount.log();
         assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
+        assert!(
+            log.contains("large pushes go by a script"),
+            "{rights}: {log}"
+        );
     }
 }
 

@@ -1,10 +1,12 @@
 -- Looks whether a push is to be stored by a transaction. Half as much work as a script's are plain XADDs in one, but those
 -- have no condition: so this comes before it, and the client sends the messages once this has said so. KEYS: the stream,
 -- what is known of it, earlier producers. ARGV: the producer, the push's number in 20 digits, `ahead` if there is no such
--- push yet: no pipe is made for it. Returns the push's last id if it was stored, else an empty text.
+-- push yet: no pipe is made for it. Returns the push's last id if it was stored, `gone` if there is no pipe, else an empty
+-- text.
 --
 -- The client watches two keys meanwhile, so that the transaction is not run if somebody touches them: the pipe's gate, who
--- removes it; the producer's claim, who repeats the push, or pushes the next one, without knowing what became of it.
+-- removes it; the producer's claim, who repeats the push, or pushes the next one, without knowing what became of it. Other
+-- programs touch neither: a stream that one of them deletes meanwhile is made again by the XADDs, and is not counted.
 
 local stream, known, earlier = KEYS[1], KEYS[2], KEYS[3]
 -- MULTI comes right behind this, and nobody hears if it is refused: what should have waited for EXEC would be done at once,

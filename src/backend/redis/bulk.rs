@@ -9,7 +9,7 @@ use redis::{Connection, RedisError, Value};
 use super::entry::{position, text};
 use super::keys::Keys;
 use super::link::{CONNECT, Server, patience, translated};
-use super::transaction::{self, Offer};
+use super::transaction::{self, Asked, Offer};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, Producer, Producers, PushId};
 
@@ -124,35 +124,37 @@ impl Bulk {
         }
     }
 
-    /// A connection to the server, unless that refuses what is done here, and whether the server has been asked for the push.
+    /// A connection to the server, unless that refuses what is done here, and what the server has been asked for on it.
     fn connection(
         &self,
         server: &Server,
         keys: &Keys,
         id: PushId,
-    ) -> Result<Option<(Connection, bool)>, RedisError> {
+    ) -> Result<Option<(Connection, Asked)>, RedisError> {
         let wanted = Some(Ahead::new(keys, id));
         let mut state = self.state();
         // Another one may have become a replica.
         state
             .idle
             .retain(|idle| idle.since.elapsed() < IDLE && idle.server.is(server));
-        let found = state.idle.iter().position(|idle| idle.asked == wanted);
-        let idle = match found {
-            Some(at) => Some(state.idle.swap_remove(at)),
-            None => state.idle.pop(),
-        };
-        drop(state);
-        if let Some(mut idle) = idle {
-            let is_asked = found.is_some() && idle.since.elapsed() < AHEAD;
-            if !is_asked && idle.asked.is_some() {
-                transaction::take_back(&mut idle.connection)?;
-            }
-            return Ok(Some((idle.connection, is_asked)));
+        // Another producer's question may still be wanted.
+        let at = (0..state.idle.len()).min_by_key(|at| {
+            let Idle { asked, since, .. } = &state.idle[*at];
+            (*asked != wanted, asked.is_some(), *since)
+        });
+        if let Some(at) = at {
+            let idle = state.idle.swap_remove(at);
+            let asked = match idle.asked {
+                None => Asked::Nothing,
+                asked if asked == wanted && idle.since.elapsed() < AHEAD => Asked::This,
+                Some(_) => Asked::Another,
+            };
+            return Ok(Some((idle.connection, asked)));
         }
+        drop(state);
         let mut connection = server.connect()?;
         let is_able = transaction::rehearse(&mut connection, &keys.gate())?;
-        Ok(is_able.then_some((connection, false)))
+        Ok(is_able.then_some((connection, Asked::Nothing)))
     }
 
     /// Keeps a connection for the next push, for a while.
@@ -240,7 +242,7 @@ impl Turn {
         batch: &Batch,
     ) -> Result<Option<Position>> {
         let what = || format!("pushing to {}", keys.stream);
-        let (mut connection, is_asked) = match self.bulk.connection(server, keys, id) {
+        let (mut connection, asked) = match self.bulk.connection(server, keys, id) {
             Ok(Some(found)) => found,
             Ok(None) => {
                 let why = "the server does not watch transactions";
@@ -255,7 +257,7 @@ impl Turn {
                 return Ok(None);
             }
         };
-        match transaction::offer(&mut connection, keys, id, batch, is_asked) {
+        match transaction::offer(&mut connection, keys, id, batch, asked) {
             Ok(Offer::Open) => {}
             Ok(Offer::Stored(position)) => return Ok(Some(position)),
             Ok(Offer::Refused(why)) => {

@@ -30,11 +30,10 @@ const FIRST: usize = 256 << 10;
 /// What the server echoes behind a transaction, unlike any id of a message.
 const END: &str = "end";
 
-/// More answers than this are never asked for: by a rehearsal whose every word is answered.
-const ANSWERS: usize = 10;
+/// More answers than this are never asked for at once: a rehearsal whose every word is answered has some fewer.
+const ANSWERS: usize = 16;
 
-/// How long an answer may take before there is something to push: where there is none, the script is still to be waited
-/// for.
+/// How long an answer to a rehearsal may take: where there is none, the script is still to be waited for.
 const REHEARSAL: Duration = Duration::from_secs(2);
 
 /// What the server says to a push.
@@ -47,45 +46,53 @@ pub(super) enum Offer {
     Refused(Value),
 }
 
+/// Which push a connection has been used to [`ask_ahead`] for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    Nothing,
+    This,
+    Another,
+}
+
 /// Asks for a push that is not there yet, as [`offer`] does. Makes no pipe for it.
 pub(super) fn ask_ahead(
     connection: &mut Connection,
     keys: &Keys,
     id: PushId,
 ) -> Result<(), RedisError> {
-    Out::new(connection, PIECE).ask(keys, id, "ahead")
-}
-
-/// Takes back what was asked ahead.
-pub(super) fn take_back(connection: &mut Connection) -> Result<(), RedisError> {
-    connection.set_read_timeout(Some(REHEARSAL))?;
-    connection.set_write_timeout(Some(REHEARSAL))?;
     let mut out = Out::new(connection, PIECE);
-    out.command(&words(&["DISCARD"]));
-    out.end()?;
-    answers(connection).map(drop)
+    out.question(keys, id, true);
+    out.send()
 }
 
 /// Sends all of a push but the EXEC that has it stored: nothing of it where the server refuses a transaction, as what is
-/// to be in one would then be done at once. `is_asked` says that the server has been asked ahead for this one.
+/// to be in one would then be done at once.
 pub(super) fn offer(
     connection: &mut Connection,
     keys: &Keys,
     id: PushId,
     batch: &Batch,
-    is_asked: bool,
+    asked: Asked,
 ) -> Result<Offer, RedisError> {
     let messages = batch.messages();
     let patience = Some(patience(batch.bytes()));
     connection.set_read_timeout(patience)?;
     connection.set_write_timeout(patience)?;
     let mut out = Out::new(connection, PIECE);
-    if !is_asked {
-        out.ask(keys, id, "")?;
+    if asked == Asked::Another {
+        out.command(&words(&["DISCARD"]));
+        out.end();
+    }
+    if asked != Asked::This {
+        out.question(keys, id, false);
+        out.send()?;
         out.enough = FIRST;
     }
     let mut entries = Entries::new(&keys.stream, messages);
     out.entries(&mut entries);
+    if asked == Asked::Another {
+        answers(out.connection)?;
+    }
     let watched = out.connection.recv_response()?;
     let begun = out.connection.recv_response()?;
     let refused = match text(&begun) {
@@ -120,7 +127,8 @@ pub(super) fn offer(
 pub(super) fn run(connection: &mut Connection) -> Result<Option<Value>, RedisError> {
     let mut out = Out::new(connection, PIECE);
     out.command(&words(&["EXEC"]));
-    out.end()?;
+    out.end();
+    out.send()?;
     let mut answers = answers(connection)?;
     match answers.as_mut_slice() {
         [Value::Okay] => Ok(None),
@@ -145,7 +153,8 @@ pub(super) fn rehearse(connection: &mut Connection, gate: &str) -> Result<bool, 
     out.command(&words(&["CLIENT", "REPLY", "ON"]));
     out.command(&words(&["ECHO", "heard"]));
     out.command(&words(&["EXEC"]));
-    out.end()?;
+    out.end();
+    out.send()?;
     let answers = answers(connection)?;
     let is = |value, wanted: &str| text(value).is_ok_and(|text| text == wanted);
     match answers.as_slice() {
@@ -174,7 +183,8 @@ fn answers(connection: &mut Connection) -> Result<Vec<Value>, RedisError> {
 
 fn unexpected(answers: &[Value]) -> RedisError {
     let found = format!("{answers:?}");
-    (redis::ErrorKind::UnexpectedReturnType, "EXEC", found).into()
+    let kind = redis::ErrorKind::UnexpectedReturnType;
+    (kind, "in a transaction", found).into()
 }
 
 fn words(words: &[&str]) -> Cmd {
@@ -251,10 +261,10 @@ impl<'a> Out<'a> {
         }
     }
 
-    /// Sends all that comes before the messages.
-    fn ask(&mut self, keys: &Keys, id: PushId, when: &str) -> Result<(), RedisError> {
+    /// All that comes before the messages.
+    fn question(&mut self, keys: &Keys, id: PushId, is_ahead: bool) {
         let mut begin = part(&["EVALSHA", &scripts::BEGIN.hash], keys, id);
-        begin.arg(when);
+        begin.arg(if is_ahead { "ahead" } else { "" });
         self.command(&words(&["WATCH", &keys.gate(), &keys.claim(id.producer)]));
         self.command(&begin);
         self.command(&words(&["CLIENT", "REPLY", "OFF"]));
@@ -262,7 +272,6 @@ impl<'a> Out<'a> {
         // With its text, as the last part: one that the server has forgotten must not fail within.
         let mark = ["EVAL", scripts::MARK.code, "2", &keys.stream, &keys.known];
         self.command(&words(&mark));
-        self.send()
     }
 
     fn command(&mut self, command: &Cmd) {
@@ -275,10 +284,9 @@ impl<'a> Out<'a> {
     }
 
     /// Ends a transaction, however it went, so that [`answers`] come to an end.
-    fn end(&mut self) -> Result<(), RedisError> {
+    fn end(&mut self) {
         self.command(&words(&["CLIENT", "REPLY", "ON"]));
         self.command(&words(&["ECHO", END]));
-        self.send()
     }
 
     fn send(&mut self) -> Result<(), RedisError> {
