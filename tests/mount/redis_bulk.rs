@@ -403,6 +403,12 @@ async fn who_pushes_again_at_once_has_been_asked_for() {
         !is_new && calls(&server, "discard") <= taken_back + 1
     })
     .await;
+    // Each of which the keys were watched was run or taken back; nobody has pushed the last one.
+    let is_asked = async || {
+        let ended = runs(&server) + calls(&server, "discard");
+        calls(&server, "watch") == ended + 1
+    };
+    until("the question for a push that is not there yet", is_asked).await;
     assert_eq!(contents(&redis).await, all);
 }
 

@@ -60,7 +60,7 @@ pub(super) fn ask_ahead(
     keys: &Keys,
     id: PushId,
 ) -> Result<(), RedisError> {
-    let mut out = Out::new(connection, PIECE);
+    let mut out = Out::new(connection);
     out.question(keys, id, true);
     out.send()
 }
@@ -78,7 +78,7 @@ pub(super) fn offer(
     let patience = Some(patience(batch.bytes()));
     connection.set_read_timeout(patience)?;
     connection.set_write_timeout(patience)?;
-    let mut out = Out::new(connection, PIECE);
+    let mut out = Out::new(connection);
     if asked == Asked::Another {
         out.command(&words(&["DISCARD"]));
         out.end();
@@ -125,7 +125,7 @@ pub(super) fn offer(
 
 /// Has the transaction run, and returns what its last part says; nothing if it was not run.
 pub(super) fn run(connection: &mut Connection) -> Result<Option<Value>, RedisError> {
-    let mut out = Out::new(connection, PIECE);
+    let mut out = Out::new(connection);
     out.command(&words(&["EXEC"]));
     out.end();
     out.send()?;
@@ -141,7 +141,7 @@ pub(super) fn run(connection: &mut Connection) -> Result<Option<Value>, RedisErr
 pub(super) fn rehearse(connection: &mut Connection, gate: &str) -> Result<bool, RedisError> {
     connection.set_read_timeout(Some(REHEARSAL))?;
     connection.set_write_timeout(Some(REHEARSAL))?;
-    let mut out = Out::new(connection, PIECE);
+    let mut out = Out::new(connection);
     out.command(&words(&["SCRIPT", "LOAD", scripts::BEGIN.code]));
     out.command(&words(&["WATCH", gate]));
     out.command(&words(&["CLIENT", "REPLY", "OFF"]));
@@ -253,11 +253,11 @@ struct Out<'a> {
 }
 
 impl<'a> Out<'a> {
-    fn new(connection: &'a mut Connection, enough: usize) -> Self {
+    fn new(connection: &'a mut Connection) -> Self {
         Out {
             connection,
             packed: Vec::new(),
-            enough,
+            enough: PIECE,
         }
     }
 
