@@ -7,6 +7,7 @@
 //! - **Telling**: after a commit the writer puts a new number into the pipe's slot, and inotify(7) wakes
 //!   the other processes. Watching the write-ahead log instead would not do: its event comes before the
 //!   commit is visible.
+//!   What was pushed is shown beside that, if it is small ([`super::recent`]).
 //! - **Resets**: counted in shared memory behind the slots, so that a reader sees at once, without a
 //!   system call, that what it holds may have been dropped. The number is odd from before the commit until
 //!   after it. A process that dies in between leaves it odd; then readers look each time, until somebody
@@ -19,7 +20,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,24 +30,16 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
+use super::chunk::Row;
 use super::presence::FileId;
+use super::recent::Cell;
+use super::shared::{LISTENERS, QUEUED, RESETS, SLOT, SLOTS, Shared};
 use crate::error::{Error, Kind, Result};
-
-/// Pipes share this many slots; two in one slot wake each other's readers for nothing, no more.
-const SLOTS: usize = 512;
-const SLOT: usize = size_of::<u64>();
 
 /// What rings when a pipe is made; no pipe has this id.
 pub(super) const NEW_PIPE: u64 = 0;
 
-/// Numbers behind the slots: of resets, twice; of processes in which somebody waits; of those that queue for the
-/// turn or have it. A process that dies leaves too great a number of the latter two, never too small a one.
-const RESETS: usize = SLOTS;
-const LISTENERS: usize = SLOTS + 1;
-const QUEUED: usize = SLOTS + 2;
-const MAPPED: usize = 2 * SLOTS * SLOT;
-
-/// The locks' bytes lie far behind the slots.
+/// The locks' bytes lie far behind the numbers.
 const TURN: i64 = 1 << 20;
 const PRESENCE: i64 = TURN + 1;
 
@@ -106,54 +98,6 @@ fn is_of_the_same(database: &Metadata, bell: &Metadata) -> bool {
     let own = unsafe { libc::geteuid() };
     let is_shared = database.mode() & 0o020 != 0 && bell.gid() == database.gid();
     [0, own, database.uid()].contains(&bell.uid()) || is_shared || database.mode() & 0o002 != 0
-}
-
-/// The file as numbers in memory that other processes see too.
-struct Shared(NonNull<AtomicU64>);
-
-// SAFETY: it points to atomics in memory that stays mapped until it is dropped.
-unsafe impl Send for Shared {}
-// SAFETY: as above; atomics may be shared.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    fn map(file: &File) -> io::Result<Self> {
-        // SAFETY: the descriptor is open. The blocks are allocated, so that a full disk is an error here
-        // and not a signal at the first use; what the file holds stays.
-        match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, MAPPED as libc::off_t) } {
-            0 => {}
-            error => return Err(io::Error::from_raw_os_error(error)),
-        }
-        // SAFETY: a new shared mapping of an open file, as long as the file is.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                MAPPED,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        match NonNull::new(start.cast::<AtomicU64>()) {
-            Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => Ok(Shared(start)),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    /// The number at `index`: of a slot, or [`RESETS`], [`LISTENERS`] or [`QUEUED`].
-    fn number(&self, index: usize) -> &AtomicU64 {
-        assert!(index < MAPPED / SLOT);
-        // SAFETY: within the mapping, aligned, and only ever used as an atomic.
-        unsafe { self.0.add(index).as_ref() }
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `map` made, which nobody refers to any more.
-        unsafe { libc::munmap(self.0.as_ptr().cast(), MAPPED) };
-    }
 }
 
 /// Rests between two tries: short ones first, for what is mostly free at once.
@@ -347,14 +291,22 @@ impl Bell {
         }
     }
 
-    /// Tells everyone who waits for pipe `id`, here and in other processes.
-    pub(super) fn ring(&self, id: u64) {
+    /// Where the newest push of pipe `id` is shown.
+    pub(super) fn cell(&self, id: u64) -> Cell<'_> {
+        Cell::of(id, self.shared.cells())
+    }
+
+    /// Tells everyone who waits for pipe `id`, here and in other processes, and shows the row that was pushed, if it is one.
+    pub(super) fn ring(&self, id: u64, row: Option<&Row>) {
         let slot = id as usize % SLOTS;
         // The other half of what `waiter` does: the commit stands before this look.
         std::sync::atomic::fence(Ordering::SeqCst);
         if self.shared.number(LISTENERS).load(Ordering::SeqCst) == 0 {
             // A process that died while it waited leaves too great a number, never too small a one.
             return;
+        }
+        if let Some(row) = row {
+            self.cell(id).show(row);
         }
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self
@@ -432,6 +384,7 @@ impl Bell {
             for left in [LISTENERS, QUEUED] {
                 self.shared.number(left).store(0, Ordering::SeqCst);
             }
+            Cell::clear_all(self.shared.cells());
         }
         let since = Instant::now();
         let mut pause = Pause::default();
@@ -522,6 +475,9 @@ pub(super) async fn listen(bell: Arc<Bell>, slow: Duration, mut look: impl FnMut
             None => tokio::time::sleep(POLL).await,
             Some(ear) => {
                 if let Ok(Ok(mut ready)) = tokio::time::timeout(slow, ear.readable_mut()).await {
+                    // Who waits need not wait for what follows.
+                    bell.pass_on();
+                    tokio::task::yield_now().await;
                     // What the events say is not needed; reading them makes room for the next. There is mostly one,
                     // and the next one is told whether or not all were read.
                     let mut events = [0; 4096];
@@ -586,12 +542,12 @@ mod tests {
             Bell::open(path).expect("two"),
         );
         let one = Arc::new(one);
-        one.ring(5);
+        one.ring(5, None);
         assert!(two.changed().is_empty(), "nobody listens");
         let _waiter = one.waiter(9);
-        one.ring(3);
-        one.ring(3 + SLOTS as u64);
-        one.ring(SLOTS as u64 - 1);
+        one.ring(3, None);
+        one.ring(3 + SLOTS as u64, None);
+        one.ring(SLOTS as u64 - 1, None);
         assert!(one.changed().is_empty(), "it has told its own already");
         assert_eq!(two.changed(), [3, SLOTS - 1]);
         assert!(two.changed().is_empty());

@@ -72,7 +72,7 @@ impl Store {
             },
         )?;
         if created {
-            self.bell.ring(bell::NEW_PIPE);
+            self.bell.ring(bell::NEW_PIPE, None);
         }
         Ok(created)
     }
@@ -119,7 +119,7 @@ impl Store {
         // Committed or not.
         drop(resetting);
         let id = dropped?.ok_or_else(|| not_found(pipe))?;
-        self.bell.ring(id);
+        self.bell.ring(id, None);
         Ok(())
     }
 

@@ -34,6 +34,42 @@ impl Key {
     }
 }
 
+/// A row of messages as it lies in the store.
+pub(super) struct Row {
+    /// A [`Key`].
+    pub(super) key: u64,
+    pub(super) count: u64,
+    /// When it was pushed, in microseconds since 1970.
+    pub(super) time: u64,
+    pub(super) checksum: u32,
+    pub(super) data: Bytes,
+}
+
+impl Row {
+    /// A run of messages, of which `key` numbers the last.
+    pub(super) fn new(key: u64, run: &[Bytes], time: u64) -> Self {
+        let (count, data) = (run.len() as u64, encode(run));
+        Row {
+            key,
+            count,
+            time,
+            checksum: checksum(key, count, &data),
+            data: data.into(),
+        }
+    }
+
+    /// The number of its first message.
+    pub(super) fn first(&self) -> u64 {
+        let last = Key::parse(self.key).last;
+        last + 1 - self.count.min(last)
+    }
+
+    /// Whether it is as it was made.
+    pub(super) fn is_sound(&self) -> bool {
+        checksum(self.key, self.count, &self.data) == self.checksum
+    }
+}
+
 /// A row is closed once it holds this many bytes; a longer message has a row of its own.
 pub(super) const TARGET: usize = 256 * 1024;
 
@@ -56,7 +92,7 @@ pub(super) fn runs(messages: &[Bytes]) -> impl Iterator<Item = &[Bytes]> {
 }
 
 /// The row's bytes for a run of messages.
-pub(super) fn encode(run: &[Bytes]) -> Vec<u8> {
+fn encode(run: &[Bytes]) -> Vec<u8> {
     let size = run.iter().map(|message| HEADER + message.len()).sum();
     let mut row = Vec::with_capacity(size);
     for message in run {
@@ -67,7 +103,7 @@ pub(super) fn encode(run: &[Bytes]) -> Vec<u8> {
 }
 
 /// The checksum of a row: of its bytes, and of where they belong.
-pub(super) fn checksum(key: u64, count: u64, row: &[u8]) -> u32 {
+fn checksum(key: u64, count: u64, row: &[u8]) -> u32 {
     let mut sum = crc32fast::Hasher::new();
     for number in [key, count] {
         sum.update(&number.to_le_bytes());

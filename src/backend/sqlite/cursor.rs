@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension};
 
-use super::chunk::{self, Key};
+use super::chunk::{self, Key, Row};
 use super::{Log, Store, bell};
 use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
 use crate::error::{Error, Kind, Result};
@@ -24,22 +24,6 @@ pub(super) struct Cursor {
     next: u64,
     /// Fetched, but not yet wanted: the rest of a row.
     held: VecDeque<Message>,
-}
-
-/// A row of messages as it lies in the store.
-struct Row {
-    key: u64,
-    count: u64,
-    time: u64,
-    checksum: u32,
-    data: Bytes,
-}
-
-impl Row {
-    fn first(&self) -> u64 {
-        let last = Key::parse(self.key).last;
-        last + 1 - self.count.min(last)
-    }
 }
 
 impl Cursor {
@@ -149,6 +133,15 @@ impl Cursor {
         }
     }
 
+    /// What another process has shown since then, if it comes next: so that it need not be looked for in the store.
+    fn shown_after(&self, version: u64) -> Option<Row> {
+        let log = self.row.as_ref()?;
+        let row = self.store.bell.cell(log.id).shown_after(version)?;
+        let is_next = Key::parse(row.key).slot == log.slot && row.first() == self.next;
+        // As for those that are read in the store.
+        (is_next && self.store.bell.check().is_ok() && self.is_current()).then_some(row)
+    }
+
     /// Whether no pipe was reset or removed since the last look.
     fn is_current(&self) -> bool {
         self.looked.is_some() && self.looked == self.store.bell.resets()
@@ -162,11 +155,8 @@ impl Cursor {
     }
 
     fn hold(&mut self, row: Row) -> Result<()> {
-        let Row {
-            key, count, time, ..
-        } = row;
-        let last = Key::parse(key).last;
-        if chunk::checksum(key, count, &row.data) != row.checksum {
+        let last = Key::parse(row.key).last;
+        if !row.is_sound() {
             return Err(self.damaged(format!("the messages up to {last} are damaged")));
         }
         let first = row.first();
@@ -175,8 +165,8 @@ impl Cursor {
             let gap = format!("the messages {} to {} are missing", self.next, first - 1);
             return Err(self.damaged(gap));
         }
-        let time = time_from_micros(time);
-        for (seq, data) in (first..).zip(chunk::decode(&row.data, count)?) {
+        let time = time_from_micros(row.time);
+        for (seq, data) in (first..).zip(chunk::decode(&row.data, row.count)?) {
             if seq >= self.next {
                 let position = Position::new(self.epoch, seq);
                 self.held.push_back(Message {
@@ -250,12 +240,17 @@ impl Source for Cursor {
                 let waiter = store.bell.waiter(slot);
                 // Taken before the look, so that a push in between rings it.
                 let rung = waiter.rung();
+                let version = store.bell.cell(slot).version();
                 let messages = self.fetch(limit)?;
                 if !messages.is_empty() {
                     return Ok(messages);
                 }
                 if slot == self.slot() {
                     rung.await;
+                    if let Some(row) = self.shown_after(version) {
+                        self.hold(row)?;
+                        return Ok(self.take(limit));
+                    }
                 }
             }
         })
@@ -327,6 +322,8 @@ impl PipeFloor {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::backend::Backend;
     use crate::backend::sqlite::Sqlite;
@@ -394,5 +391,125 @@ mod tests {
         assert!(floor.position() > last);
         push(&other, &pipe, &["c"]).await;
         assert_eq!(next(&mut *source).await, ["c"]);
+    }
+
+    const ANY: Limit = Limit {
+        max_bytes: 1,
+        before: None,
+    };
+
+    /// What is there at once, if anything is.
+    async fn now(next: &mut Fut<'_, Vec<Message>>) -> Option<Vec<Message>> {
+        let now = tokio::time::timeout(Duration::ZERO, next).await;
+        now.ok().map(|messages| messages.expect("messages"))
+    }
+
+    #[tokio::test]
+    async fn what_is_shown_is_delivered_only_where_it_comes_next() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = open(&folder);
+        let pipe = PipeName::new("topic").expect("legal");
+        let last = push(&store, &pipe, &["a", "b"]).await;
+        let bell = &store.store.bell;
+        let after = |count| Key::of(0, last.seq() + count);
+        let row = |key| chunk::Row::new(key, &[Bytes::from_static(b"c")], 0);
+        let mut damaged = row(after(1));
+        damaged.checksum += 1;
+        let mut source = store.subscribe(&pipe, Start::After(last)).await;
+        let source = source.as_mut().expect("a source");
+        let mut waits = source.next(ANY);
+        assert!(now(&mut waits).await.is_none());
+        let other_slot = Key::of(1, last.seq() + 1);
+        for wrong in [row(after(0)), row(after(2)), row(other_slot), damaged] {
+            bell.ring(last.epoch(), Some(&wrong));
+            assert!(now(&mut waits).await.is_none());
+        }
+        // It is not in the store: so it was not looked for there.
+        bell.ring(last.epoch(), Some(&row(after(1))));
+        let shown = now(&mut waits).await.expect("a message");
+        assert_eq!(shown[0].data, "c");
+        assert_eq!(shown[0].position.seq(), last.seq() + 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_shown_is_not_delivered_behind_a_reset_that_was_not_looked_at() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = open(&folder);
+        let pipe = PipeName::new("topic").expect("legal");
+        let last = push(&store, &pipe, &["a"]).await;
+        let mut source = store.subscribe(&pipe, Start::After(last)).await;
+        let source = source.as_mut().expect("a source");
+        let mut waits = source.next(ANY);
+        assert!(now(&mut waits).await.is_none());
+        let bell = &store.store.bell;
+        let reset = bell.reset();
+        let key = Key::of(0, last.seq() + 1);
+        let row = chunk::Row::new(key, &[Bytes::from_static(b"b")], 0);
+        bell.ring(last.epoch(), Some(&row));
+        assert!(now(&mut waits).await.is_none());
+        drop(reset);
+    }
+
+    /// Two pipes that share a cell, two processes that push and read both, and messages that fit and that do not.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn waiting_readers_get_all_that_others_push_once_and_in_order() {
+        const COUNT: usize = 1500;
+        let folder = tempfile::tempdir().expect("a folder");
+        let stores = [open(&folder), open(&folder)].map(Arc::new);
+        let name = |number: usize| PipeName::new(&format!("pipe{number}")).expect("legal");
+        for number in 0..=64 {
+            stores[0].create(&name(number)).await.expect("made");
+        }
+        let pipes = [name(0), name(64)];
+        let id = async |pipe| stores[0].stat(pipe).await.expect("there").first;
+        for pipe in &pipes {
+            push(&stores[0], pipe, &["first"]).await;
+        }
+        let ids = [id(&pipes[0]).await, id(&pipes[1]).await].map(|at| at.expect("one").epoch());
+        assert_eq!(ids[1] - ids[0], 64);
+        let mut reads = Vec::new();
+        let mut pushes = Vec::new();
+        for (number, store) in stores.iter().enumerate() {
+            for pipe in pipes.clone() {
+                let (reader, pusher, topic) = (Arc::clone(store), Arc::clone(store), pipe.clone());
+                reads.push(tokio::spawn(async move {
+                    let mut source = reader.subscribe(&topic, Start::Oldest).await.expect("one");
+                    let mut all = Vec::new();
+                    while all.len() < 2 * COUNT + 1 {
+                        all.extend(source.next(ANY).await.expect("messages"));
+                    }
+                    all
+                }));
+                pushes.push(tokio::spawn(async move {
+                    for count in 0..COUNT {
+                        let long = if count % 7 == 0 { 3000 } else { 0 };
+                        let text = format!("{number} {count} {}", "x".repeat(long));
+                        push(&pusher, &pipe, &[&text]).await;
+                        if count % 3 == 0 {
+                            tokio::time::sleep(Duration::from_micros(300)).await;
+                        }
+                    }
+                }));
+            }
+        }
+        for push in pushes {
+            push.await.expect("pushed");
+        }
+        for read in reads {
+            let read = tokio::time::timeout(Duration::from_secs(20), read).await;
+            let all = read.expect("all").expect("read");
+            assert!(all.is_sorted_by(|one, two| one.position < two.position));
+            let mut counts = [0, 0];
+            for message in &all[1..] {
+                let text = String::from_utf8(message.data.to_vec()).expect("text");
+                let mut words = text.split(' ').map(|word| word.parse::<usize>());
+                let [Some(Ok(number)), Some(Ok(count))] = [words.next(), words.next()] else {
+                    panic!("{text}");
+                };
+                assert_eq!(count, counts[number], "of {number}");
+                counts[number] += 1;
+            }
+            assert_eq!(counts, [COUNT, COUNT]);
+        }
     }
 }

@@ -3,8 +3,8 @@
 //! - [`file`]: the file, its schema, connections; [`chunk`]: messages in a row.
 //! - [`writer`]: pushes, gathered into transactions; [`changes`]: what else changes the store; [`rows`]: their
 //!   statements; [`pen`]: the connection that writes.
-//! - [`cursor`]: subscribers; [`bell`]: turns at writing, and waking readers in other processes; [`presence`]: whether
-//!   the files are still there.
+//! - [`cursor`]: subscribers; [`bell`]: turns at writing, and waking readers in other processes; [`shared`]: what they have
+//!   in memory for that; [`recent`]: the newest pushes there; [`presence`]: whether the files are still there.
 //!
 //! Calls run where they are made, without a task switch: reads always, a push when nobody else is
 //! writing. What has to wait for another process goes to the runtime's blocking threads.
@@ -16,7 +16,9 @@ mod cursor;
 mod file;
 mod pen;
 mod presence;
+mod recent;
 mod rows;
+mod shared;
 mod writer;
 
 use std::fs::File;

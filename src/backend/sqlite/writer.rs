@@ -11,9 +11,10 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::oneshot;
 
 use super::bell::{self, Pause};
-use super::chunk::{self, Key};
+use super::chunk::{self, Key, Row};
 use super::file::Disk;
 use super::pen::{Changes, Pen};
+use super::recent::Cell;
 use super::{Durability, Store, Tail, file, rows};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Batch, Position, PushId, micros_from_time};
@@ -64,6 +65,8 @@ struct Job {
 struct Stored {
     position: Position,
     made_pipe: bool,
+    /// Its messages, where a [`Cell`] holds them.
+    row: Option<Row>,
 }
 
 impl Writer {
@@ -254,9 +257,9 @@ impl Store {
         match self.store(changes, &jobs) {
             Ok(stored) => {
                 for (job, stored) in jobs.into_iter().zip(stored) {
-                    self.bell.ring(stored.position.epoch());
+                    self.bell.ring(stored.position.epoch(), stored.row.as_ref());
                     if stored.made_pipe {
-                        self.bell.ring(bell::NEW_PIPE);
+                        self.bell.ring(bell::NEW_PIPE, None);
                     }
                     answer(job, Ok(stored.position));
                 }
@@ -348,6 +351,7 @@ fn append(changes: &mut Changes<'_>, job: &Job, now: u64) -> rusqlite::Result<St
         return Ok(Stored {
             position,
             made_pipe: false,
+            row: None,
         });
     }
     let found = changes.log(&job.pipe)?;
@@ -360,21 +364,22 @@ fn append(changes: &mut Changes<'_>, job: &Job, now: u64) -> rusqlite::Result<St
         "INSERT INTO chunk (key, count, total, time, producer, push, checksum, data)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
-    for run in chunk::runs(job.batch.messages()) {
+    let mut only = None;
+    for (at, run) in chunk::runs(job.batch.messages()).enumerate() {
         let last = log.next() - 1 + run.len() as u64;
         let total = log.total() + run.iter().map(|message| message.len() as u64).sum::<u64>();
-        let key = Key::of(log.slot, last);
-        let row = chunk::encode(run);
+        let row = Row::new(Key::of(log.slot, last), run, now);
         insert.execute((
-            key,
-            run.len(),
+            row.key,
+            row.count,
             total,
-            now,
+            row.time,
             job.id.producer.as_bytes(),
             job.id.seq,
-            chunk::checksum(key, run.len() as u64, &row),
-            row,
+            row.checksum,
+            &row.data[..],
         ))?;
+        only = (at == 0 && Cell::holds(&row)).then_some(row);
         log.tail = Some(Tail {
             last,
             total,
@@ -387,5 +392,6 @@ fn append(changes: &mut Changes<'_>, job: &Job, now: u64) -> rusqlite::Result<St
     Ok(Stored {
         position,
         made_pipe,
+        row: only,
     })
 }
