@@ -13,7 +13,7 @@
 //!   after it. A process that dies in between leaves it odd; then readers look each time, until somebody
 //!   who may write makes it even.
 //! - **Presence**: each process keeps a lock while it has the file open. Who opens it and finds nobody else
-//!   takes back what processes that died have left in the counts.
+//!   takes back what processes that died have left in the counts, and what was shown.
 
 use std::fs::{File, Metadata, Permissions};
 use std::io;
@@ -32,7 +32,7 @@ use tokio::time::Instant;
 
 use super::chunk::Row;
 use super::presence::FileId;
-use super::recent::Cell;
+use super::recent::{self, Cell};
 use super::shared::{LISTENERS, QUEUED, RESETS, SLOT, SLOTS, Shared};
 use crate::error::{Error, Kind, Result};
 
@@ -131,10 +131,9 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        if self.bell.waiters.fetch_sub(1, Ordering::SeqCst) == 1 {
-            let listeners = self.bell.shared.number(LISTENERS);
-            listeners.fetch_sub(1, Ordering::SeqCst);
-        }
+        self.bell.waiters.fetch_sub(1, Ordering::SeqCst);
+        let listeners = self.bell.shared.number(LISTENERS);
+        listeners.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -184,7 +183,27 @@ impl Bell {
             let why = format!("{} belongs to a stranger", path.display());
             return Err(Error::new(Kind::Denied, why));
         }
-        Bell::open(path)
+        let bell = Bell::open(path)?;
+        bell.tighten(database.mode())?;
+        Ok(bell)
+    }
+
+    /// Takes it from those who may not use the database any more: it tells what was pushed.
+    fn tighten(&self, database: u32) -> Result<()> {
+        let tightened = self.file.metadata().and_then(|told| {
+            let (bits, less) = (told.mode() & 0o666, told.mode() & 0o666 & database);
+            match bits == less {
+                true => Ok(()),
+                false => self.file.set_permissions(Permissions::from_mode(less)),
+            }
+        });
+        tightened.map_err(|error| {
+            let what = "which more may use than the database";
+            Error::io(
+                format!("taking {}, {what}, from them", self.path.display()),
+                error,
+            )
+        })
     }
 
     fn open(path: PathBuf) -> Result<Self> {
@@ -232,9 +251,9 @@ impl Bell {
 
     /// Somebody who waits for pipe `id`.
     pub(super) fn waiter(self: &Arc<Self>, id: u64) -> Waiter {
+        // Before the waiter looks: whoever commits after its look sees it, and rings.
+        self.shared.number(LISTENERS).fetch_add(1, Ordering::SeqCst);
         if self.waiters.fetch_add(1, Ordering::SeqCst) == 0 {
-            // Before the waiter looks: whoever commits after its look sees it, and rings.
-            self.shared.number(LISTENERS).fetch_add(1, Ordering::SeqCst);
             self.wanted.notify_one();
         }
         Waiter {
@@ -296,7 +315,8 @@ impl Bell {
         Cell::of(id, self.shared.cells())
     }
 
-    /// Tells everyone who waits for pipe `id`, here and in other processes, and shows the row that was pushed, if it is one.
+    /// Tells everyone who waits for pipe `id`, here and in other processes, and shows what was pushed, if it is a small
+    /// row.
     pub(super) fn ring(&self, id: u64, row: Option<&Row>) {
         let slot = id as usize % SLOTS;
         // The other half of what `waiter` does: the commit stands before this look.
@@ -384,7 +404,7 @@ impl Bell {
             for left in [LISTENERS, QUEUED] {
                 self.shared.number(left).store(0, Ordering::SeqCst);
             }
-            Cell::clear_all(self.shared.cells());
+            recent::clear(self.shared.cells());
         }
         let since = Instant::now();
         let mut pause = Pause::default();
@@ -475,11 +495,8 @@ pub(super) async fn listen(bell: Arc<Bell>, slow: Duration, mut look: impl FnMut
             None => tokio::time::sleep(POLL).await,
             Some(ear) => {
                 if let Ok(Ok(mut ready)) = tokio::time::timeout(slow, ear.readable_mut()).await {
-                    // Who waits need not wait for what follows.
-                    bell.pass_on();
-                    tokio::task::yield_now().await;
-                    // What the events say is not needed; reading them makes room for the next. There is mostly one,
-                    // and the next one is told whether or not all were read.
+                    // What the events say is not needed, but nobody is woken by one that is like the last one that was not
+                    // read (inotify(7)). So they are read first, and then it is looked what was rung.
                     let mut events = [0; 4096];
                     ready.get_inner_mut().read_events(&mut events).ok();
                     ready.clear_ready();
@@ -508,6 +525,25 @@ mod tests {
         assert!(two.turn(|| false).expect("a look").is_none());
         drop(turn);
         assert!(!two.is_turn_taken());
+    }
+
+    #[test]
+    fn it_is_not_for_those_who_may_not_use_the_database_any_more() {
+        let folder = tempfile::tempdir().expect("folder");
+        let database = folder.path().join("pipes.db");
+        std::fs::write(&database, "").expect("a file");
+        for (given, wanted) in [
+            (0o660, 0o660),
+            (0o640, 0o640),
+            (0o600, 0o600),
+            (0o660, 0o600),
+        ] {
+            let given = Permissions::from_mode(given);
+            std::fs::set_permissions(&database, given).expect("changed");
+            let bell = Bell::of(&database).expect("a bell");
+            let mode = bell.file.metadata().expect("told").mode();
+            assert_eq!(mode & 0o777, wanted);
+        }
     }
 
     #[test]

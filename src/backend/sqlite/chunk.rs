@@ -64,9 +64,10 @@ impl Row {
         last + 1 - self.count.min(last)
     }
 
-    /// Whether it is as it was made.
+    /// Whether it is as it was made: then it holds at least one message.
     pub(super) fn is_sound(&self) -> bool {
-        checksum(self.key, self.count, &self.data) == self.checksum
+        (1..=Key::parse(self.key).last).contains(&self.count)
+            && checksum(self.key, self.count, &self.data) == self.checksum
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) struct Cursor {
     store: Arc<Store>,
     pipe: PipeName,
     /// The pipe at the last look, and [`bell::Bell::resets`] before it.
-    row: Option<Log>,
+    log: Option<Log>,
     looked: Option<u64>,
     /// The incarnation, and the number of the next message to fetch.
     epoch: u64,
@@ -35,7 +35,7 @@ impl Cursor {
         Cursor {
             store,
             pipe,
-            row: None,
+            log: None,
             looked: None,
             epoch,
             next,
@@ -59,11 +59,11 @@ impl Cursor {
     fn look(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         // Before the look: what comes after it changes the number.
         self.looked = self.store.bell.resets();
-        self.row = connection
+        self.log = connection
             .prepare_cached(Log::BY_NAME)?
             .query_row([self.pipe.as_str()], Log::from_row)
             .optional()?;
-        let Some(log) = &self.row else {
+        let Some(log) = &self.log else {
             self.held.clear();
             return Ok(());
         };
@@ -82,7 +82,7 @@ impl Cursor {
 
     /// What to wait for: the pipe, or that some pipe is made.
     fn slot(&self) -> u64 {
-        self.row.as_ref().map_or(bell::NEW_PIPE, |log| log.id)
+        self.log.as_ref().map_or(bell::NEW_PIPE, |log| log.id)
     }
 
     fn fetch(&mut self, limit: Limit) -> Result<Vec<Message>> {
@@ -103,7 +103,7 @@ impl Cursor {
     fn fetch_rows(&mut self, limit: Limit) -> Result<Option<Vec<Row>>> {
         let store = Arc::clone(&self.store);
         store.read("reading", |connection| {
-            if self.row.is_some() && self.is_current() {
+            if self.log.is_some() && self.is_current() {
                 let rows = self.rows(connection, limit)?;
                 let is_true = !rows.is_empty() || self.is_within(connection)?;
                 // Still: then no other pipe has got the slot, and nothing was swept.
@@ -123,7 +123,7 @@ impl Cursor {
     /// Whether the pipe, which has no more rows, ends where this reader stands, and not before: as in a store that was set
     /// back to a backup. What is pushed then would have numbers that were read before, and be passed over.
     fn is_within(&self, connection: &Connection) -> rusqlite::Result<bool> {
-        match &self.row {
+        match &self.log {
             Some(log) if self.held.is_empty() => {
                 let log = log.clone().with_tail(connection)?;
                 // Nobody has read a message of the greatest number: it stands for the end of an incarnation.
@@ -135,7 +135,7 @@ impl Cursor {
 
     /// What another process has shown since then, if it comes next: so that it need not be looked for in the store.
     fn shown_after(&self, version: u64) -> Option<Row> {
-        let log = self.row.as_ref()?;
+        let log = self.log.as_ref()?;
         let row = self.store.bell.cell(log.id).shown_after(version)?;
         let is_next = Key::parse(row.key).slot == log.slot && row.first() == self.next;
         // As for those that are read in the store.
@@ -148,7 +148,7 @@ impl Cursor {
     }
 
     fn rows(&self, connection: &Connection, limit: Limit) -> rusqlite::Result<Vec<Row>> {
-        match &self.row {
+        match &self.log {
             Some(log) if self.held.is_empty() => rows(connection, log.keys(self.next), limit),
             _ => Ok(Vec::new()),
         }
@@ -448,6 +448,11 @@ mod tests {
         bell.ring(last.epoch(), Some(&row));
         assert!(now(&mut waits).await.is_none());
         drop(reset);
+        bell.ring(last.epoch(), Some(&row));
+        assert!(now(&mut waits).await.is_none());
+        // Looked at by now.
+        bell.ring(last.epoch(), Some(&row));
+        assert_eq!(now(&mut waits).await.expect("a message")[0].data, "b");
     }
 
     /// Two pipes that share a cell, two processes that push and read both, and messages that fit and that do not.

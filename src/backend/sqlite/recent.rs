@@ -57,10 +57,10 @@ impl<'a> Cell<'a> {
 
     /// Shows a row that is committed, and that it [`Cell::holds`].
     pub(super) fn show(&self, row: &Row) {
+        debug_assert!(Cell::holds(row));
         let version = self.numbers[VERSION].load(Ordering::Relaxed);
         let (order, failed) = (Ordering::Acquire, Ordering::Relaxed);
         if version & 1 == 1
-            || !Cell::holds(row)
             || self.numbers[VERSION]
                 .compare_exchange(version, version + 1, order, failed)
                 .is_err()
@@ -80,7 +80,7 @@ impl<'a> Cell<'a> {
             word[..bytes.len()].copy_from_slice(bytes);
             put(at, u64::from_le_bytes(word));
         }
-        self.numbers[VERSION].store(version + 2, Ordering::Release);
+        self.numbers[VERSION].store(version.wrapping_add(2), Ordering::Release);
     }
 
     /// What was shown of the pipe after `version`, if it is whole.
@@ -105,15 +105,13 @@ impl<'a> Cell<'a> {
         let is_whole = self.numbers[VERSION].load(Ordering::Relaxed) == found;
         (is_whole && is_of_pipe && row.is_sound()).then_some(row)
     }
+}
 
-    /// Takes back what a process that died has left half written; nobody else may use it meanwhile.
-    pub(super) fn clear_all(numbers: &[AtomicU64]) {
-        for cell in numbers.chunks(CELL) {
-            let version = &cell[VERSION];
-            if version.load(Ordering::Relaxed) & 1 == 1 {
-                version.fetch_add(1, Ordering::Release);
-            }
-        }
+/// Forgets all that was shown, and what processes that died have left half written. Nobody else may use it meanwhile.
+pub(super) fn clear(numbers: &[AtomicU64]) {
+    let is_used = |cell: &&[AtomicU64]| cell[VERSION].load(Ordering::Relaxed) != 0;
+    for number in numbers.chunks(CELL).filter(is_used).flatten() {
+        number.store(0, Ordering::Relaxed);
     }
 }
 
@@ -158,7 +156,6 @@ mod tests {
         let longer = row(2, &vec![b'x'; LONGEST - 3]);
         assert!(Cell::holds(&longest) && !Cell::holds(&longer));
         cell.show(&longest);
-        cell.show(&longer);
         assert_eq!(cell.shown_after(0).expect("shown").key, 1);
         for at in [KEY, COUNT, CHECKSUM, LENGTH, DATA, CELL - 1] {
             let right = numbers[at].load(Ordering::Relaxed);
@@ -179,7 +176,7 @@ mod tests {
         numbers[VERSION].fetch_add(1, Ordering::Relaxed);
         cell.show(&row(2, b"beside"));
         assert!(cell.shown_after(0).is_none());
-        Cell::clear_all(&numbers);
+        clear(&numbers);
         let version = cell.version();
         cell.show(&row(3, b"behind"));
         assert_eq!(cell.shown_after(version).expect("shown").key, 3);
@@ -189,28 +186,31 @@ mod tests {
     fn what_several_show_at_once_is_seen_whole() {
         let numbers = numbers();
         let start = Barrier::new(3);
-        let show = |digit: u8| {
+        // The checksum covers neither the pipe nor the time.
+        let show = |pipe: u64| {
             start.wait();
             for length in (1..1000).cycle().take(100_000) {
-                let text = vec![digit; length];
-                Cell::of(0, &numbers).show(&row(length as u64, &text));
+                let text = [Bytes::from(vec![pipe as u8; length])];
+                let key = length as u64;
+                Cell::of(pipe, &numbers).show(&Row::new(key, &text, key + pipe));
             }
         };
         std::thread::scope(|scope| {
-            let shows = [b'1', b'2'].map(|digit| scope.spawn(move || show(digit)));
+            let shows = [0, CELLS as u64].map(|pipe| scope.spawn(move || show(pipe)));
             start.wait();
-            let (mut seen, mut version) = (0, 0);
+            let mut seen = [0, 0];
             while !shows.iter().all(|show| show.is_finished()) {
-                let cell = Cell::of(0, &numbers);
-                let Some(row) = cell.shown_after(version) else {
-                    continue;
-                };
-                (seen, version) = (seen + 1, cell.version());
-                let text = &row.data[4..];
-                assert_eq!(text.len() as u64, row.key);
-                assert!(text.iter().all(|digit| *digit == text[0]));
+                for (seen, pipe) in seen.iter_mut().zip([0, CELLS as u64]) {
+                    let Some(row) = Cell::of(pipe, &numbers).shown_after(0) else {
+                        continue;
+                    };
+                    *seen += 1;
+                    let text = &row.data[4..];
+                    assert_eq!((text.len() as u64, row.key + pipe), (row.key, row.time));
+                    assert!(text.iter().all(|byte| u64::from(*byte) == pipe));
+                }
             }
-            assert!(seen > 0);
+            assert!(seen.iter().all(|seen| *seen > 0));
         });
     }
 }

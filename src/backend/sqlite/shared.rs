@@ -12,15 +12,15 @@ use super::recent;
 pub(super) const SLOTS: usize = 512;
 pub(super) const SLOT: usize = size_of::<u64>();
 
-/// Numbers behind the slots: of resets, twice; of processes in which somebody waits; of those that queue for the
-/// turn or have it. A process that dies leaves too great a number of the latter two, never too small a one.
+/// Numbers behind the slots: of resets, twice; of those who wait; of processes that queue for the turn or have it. A
+/// process that dies leaves too great a number of the latter two, never too small a one.
 pub(super) const RESETS: usize = SLOTS;
 pub(super) const LISTENERS: usize = SLOTS + 1;
 pub(super) const QUEUED: usize = SLOTS + 2;
 
-/// Behind those, [`recent`]'s.
-const CELLS: usize = 2 * SLOTS;
-const MAPPED: usize = (CELLS + recent::NUMBERS) * SLOT;
+/// Where [`recent`]'s begin.
+const SHOWN: usize = 2 * SLOTS;
+const MAPPED: usize = (SHOWN + recent::NUMBERS) * SLOT;
 
 /// The numbers, until it is dropped.
 pub(super) struct Shared(NonNull<AtomicU64>);
@@ -62,12 +62,12 @@ impl Shared {
     /// Where the newest pushes are shown.
     pub(super) fn cells(&self) -> &[AtomicU64] {
         // SAFETY: within the mapping, aligned, and only ever used as atomics.
-        unsafe { std::slice::from_raw_parts(self.0.add(CELLS).as_ptr(), recent::NUMBERS) }
+        unsafe { std::slice::from_raw_parts(self.0.add(SHOWN).as_ptr(), recent::NUMBERS) }
     }
 
     /// The number at `index`: of a slot, or [`RESETS`], [`LISTENERS`] or [`QUEUED`].
     pub(super) fn number(&self, index: usize) -> &AtomicU64 {
-        assert!(index < CELLS);
+        assert!(index < SHOWN);
         // SAFETY: within the mapping, aligned, and only ever used as an atomic.
         unsafe { self.0.add(index).as_ref() }
     }
