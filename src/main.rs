@@ -28,6 +28,9 @@ fn settle() {
     // A file that grows over the limit (ulimit -f) is an error, as one on a full disk is, and not the end.
     // SAFETY: a signal that exists, and no handler of ours.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    // Where whoever started it ignores the end of his own children, those of this program could not be waited for.
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     // By itself malloc(3) comes to keep blocks as large as the largest that was ever freed, in an arena for each thread:
     // some hundred MiB, behind a few messages of 16 MiB.
     // SAFETY: settings that exist, and sizes in their range.

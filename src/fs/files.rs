@@ -46,6 +46,11 @@ pub struct Options {
 /// buffer of its own (writev(2)).
 const LEAST_CUT: usize = 256;
 
+/// The size of an empty pipe where reading means to wait, as nobody knows what will come. Tools that trust a size of 0 would
+/// not read at all, and those that trust a smaller one would read less; wc(1) trusts none that is whole pages, as those of
+/// the files in /sys are.
+const UNKNOWN: u64 = 4096;
+
 /// The mount's state.
 pub(super) struct Files {
     backend: Arc<dyn Backend>,
@@ -156,14 +161,11 @@ impl Files {
     fn file_attr(&self, inode: u64, selector: &Selector, info: &PipeInfo) -> FileAttr {
         let (mode, frame) = self.effective(selector);
         let stored = framed_total(frame, info.count, info.bytes.unwrap_or(0));
-        // Tools that trust a size of 0 would not read at all, where reading means to wait.
-        let least = u64::from(mode != Mode::Snapshot);
-        self.node_attr(
-            inode,
-            FileType::RegularFile,
-            stored.max(least),
-            info.modified,
-        )
+        let size = match stored {
+            0 if mode != Mode::Snapshot => UNKNOWN,
+            stored => stored,
+        };
+        self.node_attr(inode, FileType::RegularFile, size, info.modified)
     }
 
     fn root_attr(&self) -> FileAttr {

@@ -47,8 +47,7 @@ pub(super) struct Prepared {
 /// fresh one; otherwise it is detached.
 pub(super) fn prepare(place: &Place) -> Result<Prepared> {
     let mountpoint = &place.mountpoint;
-    let named = |error| Error::io(format!("the mountpoint {}", mountpoint.display()), error);
-    let path = resolve(mountpoint).map_err(named)?;
+    let path = resolve(mountpoint).map_err(|error| unusable(mountpoint, error))?;
     let turn = path.parent().and_then(turn);
     let fresh = make_free(place, &path)?;
     Ok(Prepared { path, fresh, turn })
@@ -77,7 +76,7 @@ fn turn(directory: &Path) -> Option<File> {
 
 /// Makes `path` free to be mounted on, or mounts there in the place of a dead mount.
 fn make_free(place: &Place, path: &Path) -> Result<Option<Fresh>> {
-    let named = |error| Error::io(format!("the mountpoint {}", path.display()), error);
+    let named = |error| unusable(path, error);
     while let (Some(top), beneath) = Mounted::on(path).map_err(named)? {
         match fs::metadata(path) {
             Err(error) if top.kind == TYPE && is_of_the_dead(&error) => {
@@ -129,6 +128,25 @@ fn make_free(place: &Place, path: &Path) -> Result<Option<Fresh>> {
         ));
     }
     Ok(None)
+}
+
+/// Why the mountpoint is of no use. Another user's mount answers nobody else, not even root.
+fn unusable(path: &Path, error: io::Error) -> Error {
+    let context = format!("the mountpoint {}", path.display());
+    let top = || Mounted::on(&std::path::absolute(path)?);
+    let is_covered = error.kind() == io::ErrorKind::PermissionDenied
+        && top().is_ok_and(|(top, _)| top.is_some_and(|top| top.kind == TYPE));
+    match is_covered {
+        true => {
+            let shown = path.display();
+            let why = format!(
+                "{context}: another user's dnpipes is mounted there, alive or dead; that user frees it by \
+                 `fusermount3 -u {shown}`, and root by `umount {shown}`"
+            );
+            Error::new(Kind::Denied, why)
+        }
+        false => Error::io(context, error),
+    }
 }
 
 /// What the kernel answers for a mount whose daemon is gone.

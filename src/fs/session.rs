@@ -238,23 +238,18 @@ impl Mount {
     }
 
     /// Ends the mount: readers get end of file, the mountpoint is free, and unfinished lines are pushed, as far as that is
-    /// done within 5 seconds.
+    /// done within 5 seconds. Whether it was still mounted.
     ///
     /// # Errors
     /// Where it cannot be unmounted.
-    pub fn end(&self, runtime: &Runtime) -> Result<()> {
+    pub fn end(&self, runtime: &Runtime) -> Result<bool> {
         self.files.end();
         let detached = self.detach();
-        self.finish(runtime);
+        runtime.block_on(self.files.finish(LAST_LINES));
         detached
     }
 
-    /// Has unfinished lines pushed, as far as that is done within 5 seconds.
-    pub fn finish(&self, runtime: &Runtime) {
-        runtime.block_on(self.files.finish(LAST_LINES));
-    }
-
-    fn detach(&self) -> Result<()> {
+    fn detach(&self) -> Result<bool> {
         table::detach_numbered(self.number, self.device.as_deref())
     }
 

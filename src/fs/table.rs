@@ -162,8 +162,8 @@ fn unmount(path: &Path, flags: libc::c_int) -> io::Result<()> {
 }
 
 /// Takes the mount of this number off, wherever it was moved to, but nothing else that is mounted there now. The kernel may
-/// give the number to another one once it is off: so `device` is to be the same, where it is known.
-pub(super) fn detach_numbered(number: Option<u64>, device: Option<&str>) -> Result<()> {
+/// give the number to another one once it is off: so `device` is to be the same, where it is known. Whether it was there.
+pub(super) fn detach_numbered(number: Option<u64>, device: Option<&str>) -> Result<bool> {
     let failed = |error| Error::io("looking at the table of mounts", error);
     let mut all = Mounted::all().map_err(failed)?;
     let is_own = |one: &&Mounted| {
@@ -171,14 +171,14 @@ pub(super) fn detach_numbered(number: Option<u64>, device: Option<&str>) -> Resu
     };
     let Some(place) = all.iter().find(is_own).map(|own| own.place.clone()) else {
         // Somebody has taken it off already.
-        return Ok(());
+        return Ok(false);
     };
     all.retain(|one| one.place == place);
     if top(&all).is_some_and(|top| Some(top.number) != number) {
         let why = format!("something else was mounted on {}", place.display());
         return Err(Error::new(Kind::AlreadyExists, why));
     }
-    detach(&place)
+    detach(&place).map(|()| true)
 }
 
 #[cfg(test)]

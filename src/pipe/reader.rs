@@ -10,9 +10,9 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::framing::{encode, framed_len};
+use super::framing::{encode, framed_len, framed_total};
 use super::subscription::{Step, Subscription};
-use crate::backend::{Backend, Floor, weight};
+use crate::backend::{self, Backend, Floor, weight};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Message, Position};
 use crate::name::PipeName;
@@ -94,6 +94,8 @@ struct State {
     phase: Phase,
     /// The task sleeps until there is room.
     full: bool,
+    /// So much was fetched at once that there may be more.
+    more: bool,
     /// Somebody who does not want to wait asks whether there is something now.
     asked: bool,
     /// Somebody who does not want to wait did so in vain, and nothing was heard from the store since.
@@ -126,10 +128,11 @@ impl Shared {
 
     fn add(&self, messages: Vec<Message>) {
         let mut state = self.lock();
-        state.weight += messages
-            .iter()
-            .map(|message| weight(&message.data))
-            .sum::<usize>();
+        let weights = messages.iter().map(|message| weight(&message.data));
+        let added = weights.sum::<usize>();
+        state.weight += added;
+        // Backends weigh a little differently.
+        state.more = added >= FETCH / 2;
         state.queue.extend(messages);
         state.phase = Phase::Filling;
         state.silent = false;
@@ -190,6 +193,7 @@ impl Reader {
                 sent: 0,
                 phase: Phase::Filling,
                 full: false,
+                more: false,
                 asked: false,
                 silent: false,
                 owed: false,
@@ -212,7 +216,8 @@ impl Reader {
     }
 
     /// At most `size` bytes: whole messages, as many as fit, or a part of one that alone does not fit.
-    /// Empty at the end of the round. Waits where the mode does; with `nonblock` it does not.
+    /// Empty at the end of the round. Waits where the mode does, and a moment for what is being fetched, so that programs
+    /// that read a file of its size at once get all of it; with `nonblock` it does not.
     ///
     /// # Errors
     /// As for [`crate::backend::Source::next`]; [`Kind::WouldBlock`] with `nonblock`.
@@ -221,12 +226,20 @@ impl Reader {
         self.shared.forgive();
         let patience = nonblock.then(|| self.shared.silence.patience());
         let nothing = || Error::new(Kind::WouldBlock, "there is no message now");
+        let size = size.min(LONGEST_ANSWER);
+        let mut gathers_until = None;
         loop {
             // Made before the look, so that nothing is missed.
             let changed = self.shared.changed.notified();
-            {
+            let until = 'look: {
                 let mut state = self.current();
-                let bytes = state.take(self.frame, size.min(LONGEST_ANSWER));
+                if !nonblock && state.gathers(self.frame, size) {
+                    let until = *gathers_until.get_or_insert_with(|| Instant::now() + BRIEF);
+                    if Instant::now() < until {
+                        break 'look Some(until);
+                    }
+                }
+                let bytes = state.take(self.frame, size);
                 self.make_room(&mut state);
                 if !bytes.is_empty() || state.ended || size == 0 {
                     return Ok(bytes);
@@ -259,10 +272,12 @@ impl Reader {
                         return Err(error);
                     }
                 }
-            }
-            match &patience {
-                None => changed.await,
-                Some(patience) => self.shared.heard(changed, patience).await,
+                None
+            };
+            match (until, &patience) {
+                (Some(until), _) => drop(timeout_at(until, changed).await),
+                (None, None) => changed.await,
+                (None, Some(patience)) => self.shared.heard(changed, patience).await,
             }
         }
     }
@@ -349,6 +364,19 @@ impl Drop for Reader {
 impl State {
     fn readable(&self) -> bool {
         !self.queue.is_empty() || self.ended || matches!(self.phase, Phase::End | Phase::Failed(_))
+    }
+
+    /// Whether there is more on its way for a read of `size` bytes that could have something now.
+    fn gathers(&self, frame: Frame, size: usize) -> bool {
+        let (count, weight) = (self.queue.len(), self.weight);
+        let bytes = weight - count * backend::weight(&[]);
+        let ready = framed_total(frame, count as u64, bytes as u64) - self.sent as u64;
+        self.more
+            && matches!(self.phase, Phase::Filling)
+            && !(self.full || weight >= BUFFER || self.ended)
+            && frame != Frame::File
+            && count > 0
+            && ready < size as u64
     }
 
     /// Whether a reset has dropped all that came for one who waits for a first message: then it is no end for him.

@@ -2,6 +2,7 @@
 //!
 //! Standard error may be a pipe that nobody reads, or a terminal that is stopped: then a write to it waits, for ever
 //! perhaps. In a daemon no request waits with it: a line for which there is no room is dropped, and the next one says so.
+//! A line that was said within the last seconds is counted, and told with the next one.
 //! Standard error itself stays as it is, as others may have it too: pipes and terminals are opened once more, so that
 //! writes to them do not wait.
 
@@ -10,10 +11,12 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use env_logger::{Logger, Target};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+use super::repeats::Repeats;
 use crate::error::{Error, Kind, Result};
 use crate::fs::session;
 
@@ -48,6 +51,8 @@ static BEFORE: Mutex<Before> = Mutex::new(Before {
     dropped: 0,
     cut: false,
 });
+
+static REPEATS: Mutex<Repeats> = Mutex::new(Repeats::new());
 
 /// Starts the log.
 ///
@@ -176,6 +181,39 @@ fn check(wanted: &str) -> Result<()> {
 
 struct Filtered(Logger);
 
+impl Filtered {
+    fn say(&self, record: &Record<'_>) {
+        // Whoever asks for more wants to see each.
+        if record.level() > Level::Info || !self.0.matches(record) {
+            return self.0.log(record);
+        }
+        let text = record.args().to_string();
+        let heard = {
+            let mut repeats = REPEATS.lock().unwrap_or_else(PoisonError::into_inner);
+            repeats.hear(&text, Instant::now())
+        };
+        if let Some((text, more)) = heard.forgotten {
+            self.say_again(record, &text, more);
+        }
+        match heard.say {
+            Some(0) => self.0.log(record),
+            Some(more) => self.say_again(record, &text, more),
+            None => {}
+        }
+    }
+
+    /// Says what was kept back, where it stands in the place of another line or of the same.
+    fn say_again(&self, record: &Record<'_>, text: &str, more: u64) {
+        self.0.log(
+            &Record::builder()
+                .args(format_args!("{text} ({more} times more since it was said)"))
+                .target(record.target())
+                .level(record.level())
+                .build(),
+        );
+    }
+}
+
 impl Log for Filtered {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.0.enabled(metadata)
@@ -183,7 +221,7 @@ impl Log for Filtered {
 
     fn log(&self, record: &Record<'_>) {
         if !session::is_late_answer(record) {
-            return self.0.log(record);
+            return self.say(record);
         }
         let everyday = Record::builder()
             .args(*record.args())

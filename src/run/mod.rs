@@ -4,6 +4,7 @@ mod client;
 mod daemon;
 pub mod logging;
 mod mount;
+mod repeats;
 mod serve;
 
 use std::env;

@@ -139,13 +139,17 @@ impl Running {
         tell_ready();
         let (outcome, has_ended) = match self.events.recv() {
             Ok(Event::Unmounted) | Err(_) => {
-                self.mount.finish(&self.runtime);
-                (Ok(Outcome::Done), true)
+                let ended = self.mount.end(&self.runtime);
+                match ended {
+                    // What umount(8) does by force to a mount that is in use: nobody would answer there any more.
+                    Ok(true) => log::warn!("the kernel has aborted the mount; it is taken off"),
+                    _ => log::info!("unmounted"),
+                }
+                (ended, true)
             }
             Ok(Event::Signal(signal)) => {
                 log::info!("signal {signal}: unmounting");
-                let ended = self.mount.end(&self.runtime);
-                (ended.map(|()| Outcome::Done), self.wait_for_open_files())
+                (self.mount.end(&self.runtime), self.wait_for_open_files())
             }
         };
         if !has_ended {
@@ -155,7 +159,7 @@ impl Running {
             // What still waits for a backend must not keep the program from ending.
             runtime.shutdown_background();
         }
-        outcome
+        outcome.map(|_| Outcome::Done)
     }
 
     /// The kernel ends the session once the last file is closed; whether it has.

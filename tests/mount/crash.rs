@@ -450,6 +450,53 @@ fn is_ended_by_umount(mut mount: Mount) {
     assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
 }
 
+/// `umount -f` of a mount that is in use says that it is busy, and ends its connection all the same.
+#[test]
+fn a_forced_umount_leaves_no_dead_mount() {
+    let store = Store::new();
+    let mut mount = Mount::new(&store.url(), &[]);
+    let mut open = mount.spawn("exec 7> topic; printf 'a part' >&7; echo ready; exec sleep 100");
+    assert_eq!(open.line(), "ready");
+    let done = finish(Command::new("umount").arg("-f").arg(mount.dir()));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!done.status.success() && said.contains("busy"), "{done:?}");
+    assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
+    assert_eq!(mounts_on(mount.dir()), 0);
+    assert!(mount.log().contains("the kernel has aborted the mount"));
+    assert_eq!(store.out("dnpipes pull topic@snapshot"), "a part\n");
+    open.signal(libc::SIGKILL);
+    open.finish();
+}
+
+/// As some supervisors start their programs.
+#[test]
+fn a_mount_works_where_its_starter_ignores_the_end_of_its_children() {
+    let mount = Mount::within(&["env", "--ignore-signal=CHLD"], "memory:", &[]);
+    assert_eq!(mount.out("echo hello > topic; cat topic"), "hello\n");
+}
+
+/// Who fails again and again fills no disk with the log of it.
+#[test]
+fn the_log_says_again_only_later_what_it_has_said() {
+    let mount = Mount::memory(&[]);
+    mount.python(
+        r"
+        for number in range(2000):
+            for name in 'T@wrong', 'T@nonsense':
+                try:
+                    os.stat(name)
+                except FileNotFoundError:
+                    pass
+        ",
+    );
+    let log = mount.log();
+    for selector in ["wrong", "nonsense"] {
+        // Once within ten seconds, and it may have taken longer.
+        let said = log.matches(selector).count();
+        assert!((1..=6).contains(&said), "{said} times: {log}");
+    }
+}
+
 /// After `umount -l` what is open goes on; the daemon ends with exit code 0 when the last file is closed.
 #[test]
 fn lazy_umount_ends_the_daemon_with_the_last_file() {

@@ -80,14 +80,17 @@ fn mkfifo_and_mknod() {
     }
 }
 
-/// `stat` shows the bytes that a fresh open would read, and at least 1 in the modes that wait.
+/// `stat` shows the bytes that a fresh open would read, and a page where that would wait.
 #[test]
 fn the_size_is_what_a_fresh_open_reads() {
     let store = Store::new();
     for mount in [Mount::memory(&[]), Mount::new(&store.url(), &[])] {
         let size = |names: &str| mount.out(&format!("stat -c %s {names} | paste -sd ' '"));
         mount.out("touch T");
-        assert_eq!(size("T T@drain T@follow T@nul T@len,follow"), "1 1 1 1 1\n");
+        assert_eq!(
+            size("T T@drain T@follow T@nul T@len,follow"),
+            "4096 4096 4096 4096 4096\n"
+        );
         assert_eq!(size("T@snapshot T@snapshot,len T@file,snapshot"), "0 0 0\n");
         mount.out("printf 'abc\\n\\nde' > T");
         assert_eq!(
@@ -99,12 +102,12 @@ fn the_size_is_what_a_fresh_open_reads() {
             assert_eq!(size(name), read, "{name}");
         }
         mount.out("truncate -s 0 T");
-        assert_eq!(size("T T@snapshot"), "1 0\n");
+        assert_eq!(size("T T@snapshot"), "4096 0\n");
         mount.out("echo x > T");
         assert_eq!(size("T T@snapshot"), "2 2\n");
     }
     let snapshot = Mount::memory(&["--mode", "snapshot"]);
-    assert_eq!(snapshot.out("touch T; stat -c %s T T@drain"), "0\n1\n");
+    assert_eq!(snapshot.out("touch T; stat -c %s T T@drain"), "0\n4096\n");
 }
 
 /// The modification time is that of the last push.
@@ -366,7 +369,7 @@ fn many_pipes_are_listed() {
             names
         );
         assert_eq!(
-            mount.out("find . -type f -size 1c | wc -l; ls -l | grep -c '^-rw-r--r--'"),
+            mount.out("find . -type f -size 4096c | wc -l; ls -l | grep -c '^-rw-r--r--'"),
             "500\n500\n"
         );
         let walked = names_in(mount);

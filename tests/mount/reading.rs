@@ -217,6 +217,27 @@ fn programs_wait_on_an_empty_pipe() {
     }
 }
 
+/// Some programs read no more than what stat(2) has told, and nobody knows how much comes to an empty pipe.
+#[test]
+fn programs_that_trust_sizes_read_what_comes_to_an_empty_pipe() {
+    let mount = Mount::memory(&[]);
+    let line = "echo some words\n";
+    let readers = [
+        (r#"curl -s "file://$PWD/A""#, line),
+        ("bash -c '. ./B'", "some words\n"),
+        ("wc -c C", "16 C\n"),
+        ("wc -c < D", "16\n"),
+    ];
+    for ((reader, expected), pipe) in readers.into_iter().zip(["A", "B", "C", "D"]) {
+        mount.out(&format!("touch {pipe}"));
+        let mut running = mount.spawn(reader);
+        running.wait_until_blocked();
+        mount.out(&format!("echo '{}' > {pipe}", line.trim_end()));
+        let said = String::from_utf8_lossy(&running.finish().stdout).into_owned();
+        assert_eq!(said, expected, "{reader}");
+    }
+}
+
 fn contents(scratch: &Store, file: &str) -> String {
     fs::read_to_string(scratch.folder().join(file)).unwrap_or_default()
 }
@@ -845,6 +866,27 @@ fn reads_return_whole_messages() {
         assert_eq!(said, expected);
     }
     assert_eq!(said.lines().count(), expected.len());
+}
+
+/// Some programs read a file of its size at once, and take a short read for its end.
+#[test]
+fn a_read_of_all_gets_all_of_it() {
+    let store = Store::new();
+    for mount in [Mount::memory(&[]), Mount::new(&store.url(), &[])] {
+        mount.out("for n in $(seq 4000); do printf 'n=$((n + 1)) # %080d\\n' $n; done > T");
+        let said = mount.python(
+            r"
+            size = os.stat('T').st_size
+            for round in range(20):
+                file = os.open('T', os.O_RDONLY)
+                print(size - len(os.read(file, size)), len(os.read(file, size)))
+            ",
+        );
+        assert_eq!(said, "0 0\n".repeat(20));
+        for _ in 0..5 {
+            assert_eq!(mount.out("bash -c 'n=0; . ./T; echo $n'"), "4000\n");
+        }
+    }
 }
 
 /// A read of more than 1 MiB, which the kernel asks for in pieces, answers short where the log is exhausted,

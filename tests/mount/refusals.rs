@@ -352,13 +352,14 @@ fn a_file_that_is_no_store_is_refused_and_left_as_it_is() {
     for content in [
         text.repeat(200).into_bytes(),
         b"short\n".to_vec(),
+        b"x".to_vec(),
         [b"SQLite format 3\0".to_vec(), vec![0xa5; 8192 - 16]].concat(),
         vec![0; 8192],
     ] {
         let file = place.path("pipes.db");
         fs::write(&file, &content).expect("a file");
         let source = format!("sqlite:{}", file.display());
-        let begins = String::from_utf8_lossy(&content[..6]).into_owned();
+        let begins = String::from_utf8_lossy(&content[..content.len().min(6)]).into_owned();
         for said in [
             place.refused_source(1, &source),
             refusal(
@@ -690,6 +691,9 @@ fn impossible_database_paths_are_refused() {
     fs::write(place.path("file"), "").expect("a file");
     let said = place.refused_source(1, &at("file/pipes.db"));
     assert_says(&said, &["/file", "not a directory"]);
+    let said = place.refused_source(1, &at(&"x".repeat(248)));
+    assert_says(&said, &["too long", "247 bytes"]);
+    assert!(!place.path(&"x".repeat(248)).exists());
     let disk = place.disk("disk", "size=1m,ro");
     let said = place.refused_source(1, &at("disk/pipes.db"));
     assert_says(&said, &["disk/pipes.db", "Read-only file system"]);
@@ -831,6 +835,26 @@ fn a_plain_user_without_fusermount_is_told_so() {
          PATH=$T/empty exec $T/{AS_NOBODY} $T/dnpipes mount memory: $T/mnt"
     ));
     assert_says(&said(1, &output), &["fusermount3", "package fuse3"]);
+}
+
+/// A mount answers its own user only, dead or alive: not even root, who is told so.
+#[test]
+fn another_users_mount_is_named() {
+    let place = Place::new();
+    let output = place.in_private(&format!(
+        "{BARE_DEV} mknod -m 666 $T/dev/fuse c 10 229; mount --bind $T/dev/fuse /dev/fuse
+         chown 65534:65534 $T/mnt
+         {AS_NOBODY} $T/dnpipes mount memory: $T/mnt 2> /dev/null &
+         daemon=$!
+         until grep -q $T/mnt /proc/self/mountinfo; do
+             [ $SECONDS -lt 20 ] || exit 9
+             sleep 0.01
+         done
+         $T/dnpipes mount memory: $T/mnt || code=$?
+         kill -KILL $daemon
+         exit $code"
+    ));
+    assert_says(&said(1, &output), &["another user's dnpipes", "umount"]);
 }
 
 /// A user who is not root mounts by fusermount3, pushes, pulls and unmounts.

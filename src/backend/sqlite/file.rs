@@ -88,6 +88,15 @@ pub(super) fn resolved(path: &Path) -> io::Result<PathBuf> {
 /// Refuses what cannot hold a database, with the reason, and makes an empty file, readable by its owner
 /// only, where there is none.
 pub(super) fn prepare(path: &Path) -> Result<()> {
+    // SQLite would make the file, and then fail for those beside it.
+    let longest = libc::NAME_MAX as usize - "-journal".len();
+    if path.file_name().is_some_and(|name| name.len() > longest) {
+        let why = format!(
+            "the store's name is too long, of more than {longest} bytes: {}",
+            path.display()
+        );
+        return Err(Error::new(Kind::InvalidInput, why));
+    }
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -292,8 +301,11 @@ pub(super) fn extend_log(path: &Path, wanted: u64) -> Result<Option<File>> {
 pub(super) fn is_store(path: &Path) -> Result<bool> {
     let context = || format!("opening the store {}", path.display());
     check_name(path)?;
-    if fs::metadata(path).is_ok_and(|meta| meta.len() == 0) {
-        return Ok(false);
+    match fs::metadata(path).map_or(0, |meta| meta.len()) {
+        0 => return Ok(false),
+        // SQLite takes one of a single byte for an empty one, and overwrites it.
+        1 => return Err(Error::new(Kind::Damaged, context()).caused_by("file is not a database")),
+        _ => {}
     }
     let connection = open(path).map_err(|error| sqlite(context(), error))?;
     let found = Found::look(&connection).map_err(|error| sqlite(context(), error))?;

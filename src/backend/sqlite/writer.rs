@@ -79,7 +79,7 @@ impl Writer {
     }
 
     /// Refuses `bytes` more on a disk that is nearly full: one full to the brim could not even be reset.
-    fn check_room(&self, path: &Path, bytes: u64) -> Result<()> {
+    fn check_room(&self, path: &Path, pipe: &PipeName, bytes: u64) -> Result<()> {
         let cost = bytes + ROW;
         let spent = |allowance: u64| allowance.checked_sub(cost);
         if self
@@ -92,7 +92,8 @@ impl Writer {
         let room = Disk::of(path)?.room();
         if room < cost {
             let path = path.display();
-            let why = format!("the disk of {path} has no room for it; a reset makes some");
+            let why =
+                format!("pushing to {pipe}: the disk of {path} has no room; a reset makes some");
             return Err(Error::new(Kind::Full, why));
         }
         // Others fill the disk too.
@@ -156,7 +157,8 @@ pub(super) async fn push(
     id: PushId,
     batch: Batch,
 ) -> Result<Position> {
-    store.writer.check_room(&store.path, batch.bytes() as u64)?;
+    let bytes = batch.bytes() as u64;
+    store.writer.check_room(&store.path, pipe, bytes)?;
     let (done, result) = oneshot::channel();
     let job = Job {
         pipe: pipe.clone(),
