@@ -17,7 +17,8 @@ use crate::backend::{Backend, PipeInfo};
 use crate::error::{Error, Kind, Result};
 use crate::name::PipeName;
 use crate::pipe::framing::framed_total;
-use crate::pipe::reader::{Reader, Silence};
+use crate::pipe::reader::Reader;
+use crate::pipe::silence::Silence;
 use crate::pipe::writer::Writer;
 use crate::selector::{Frame, Mode, Selector};
 

@@ -3,5 +3,6 @@
 
 pub mod framing;
 pub mod reader;
+pub mod silence;
 pub mod subscription;
 pub mod writer;

@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::framing::{encode, framed_len, framed_total};
+use super::silence::{Patience, Silence};
 use super::subscription::{Step, Subscription};
 use crate::backend::{self, Backend, Floor, weight};
 use crate::error::{Error, Kind, Result};
@@ -29,45 +30,8 @@ const FETCH: usize = 512 << 10;
 /// again, which could wait.
 const LONGEST_ANSWER: usize = (1 << 20) - 4096;
 
-/// How long who does not want to wait for a message waits until it is known whether there is one. Also elsewhere a store
-/// that is slow or down is waited for so long (SEMANTICS: metadata).
-const LOOK: Duration = Duration::from_secs(1);
-
-/// The same where others have just waited so long: who asks many files one by one need not wait for each.
-const BRIEF: Duration = Duration::from_millis(50);
-
-/// When somebody has last waited in vain for the store of a mount's pipes.
-#[derive(Default)]
-pub struct Silence(Mutex<Option<Instant>>);
-
-/// How long somebody waits.
-struct Patience {
-    until: Instant,
-    /// Whether it is long enough to tell whether the store answers.
-    is_full: bool,
-}
-
-impl Silence {
-    fn last(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How long who asks now waits at most.
-    fn patience(&self) -> Patience {
-        let now = Instant::now();
-        let is_recent = |last| now.saturating_duration_since(last) < LOOK;
-        let is_full = !self.last().is_some_and(is_recent);
-        Patience {
-            until: now + if is_full { LOOK } else { BRIEF },
-            is_full,
-        }
-    }
-
-    /// Notes that the store has answered.
-    fn end(&self) {
-        *self.last() = None;
-    }
-}
+/// How long a read that could have something waits for more that is on its way.
+const GATHERING: Duration = Duration::from_millis(50);
 
 /// An open file's reading side.
 pub struct Reader {
@@ -146,7 +110,7 @@ impl Shared {
         if timeout_at(patience.until, changed).await.is_err() {
             self.lock().silent = true;
             if patience.is_full {
-                *self.silence.last() = Some(Instant::now());
+                self.silence.begin();
             }
         }
     }
@@ -234,7 +198,7 @@ impl Reader {
             let until = 'look: {
                 let mut state = self.current();
                 if !nonblock && state.gathers(self.frame, size) {
-                    let until = *gathers_until.get_or_insert_with(|| Instant::now() + BRIEF);
+                    let until = *gathers_until.get_or_insert_with(|| Instant::now() + GATHERING);
                     if Instant::now() < until {
                         break 'look Some(until);
                     }
