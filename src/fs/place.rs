@@ -150,7 +150,7 @@ fn unusable(path: &Path, error: io::Error) -> Error {
 }
 
 /// What the kernel answers for a mount whose daemon is gone.
-fn is_of_the_dead(error: &io::Error) -> bool {
+pub(super) fn is_of_the_dead(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOTCONN)
 }
 

@@ -238,18 +238,46 @@ impl Mount {
     }
 
     /// Ends the mount: readers get end of file, the mountpoint is free, and unfinished lines are pushed, as far as that is
-    /// done within 5 seconds. Whether it was still mounted.
+    /// done within 5 seconds.
     ///
     /// # Errors
     /// Where it cannot be unmounted.
-    pub fn end(&self, runtime: &Runtime) -> Result<bool> {
+    pub fn end(&self, runtime: &Runtime) -> Result<()> {
         self.files.end();
         let detached = self.detach();
-        runtime.block_on(self.files.finish(LAST_LINES));
+        self.finish(runtime);
         detached
     }
 
-    fn detach(&self) -> Result<bool> {
+    /// Does what is left to do where the kernel has ended the mount, as [`Mount::end`] does. By force (umount2(2), MNT_FORCE)
+    /// it is ended and stays: nobody would answer there any more.
+    ///
+    /// # Errors
+    /// Where that cannot be unmounted.
+    pub fn end_ended(&self, runtime: &Runtime) -> Result<()> {
+        // By now its numbers may be those of another mount, which answers.
+        let place = table::place_of(self.number, self.device.as_deref());
+        let is_dead =
+            |place: &PathBuf| matches!(ask(place), Err(error) if place::is_of_the_dead(&error));
+        let left = place.map(|place| place.filter(is_dead));
+        let detached = match left {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => {
+                log::warn!("the mount was ended by force; it is taken off");
+                self.detach()
+            }
+            Err(error) => Err(error),
+        };
+        self.finish(runtime);
+        detached
+    }
+
+    /// Has unfinished lines pushed, as far as that is done within 5 seconds.
+    fn finish(&self, runtime: &Runtime) {
+        runtime.block_on(self.files.finish(LAST_LINES));
+    }
+
+    fn detach(&self) -> Result<()> {
         table::detach_numbered(self.number, self.device.as_deref())
     }
 

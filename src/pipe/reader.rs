@@ -1,6 +1,7 @@
 //! The reading side of an open file: a task fills a bounded buffer, reads take from it.
 //!
-//! A read that finds bytes answers at once. One that waits is a future: dropping it takes nothing away.
+//! A read that finds bytes answers with them, and one for many bytes waits a moment for what is on its way. One that waits
+//! is a future: dropping it takes nothing away.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use super::framing::{encode, framed_len, framed_total};
 use super::silence::{Patience, Silence};
 use super::subscription::{Step, Subscription};
-use crate::backend::{self, Backend, Floor, weight};
+use crate::backend::{Backend, Floor, weight};
 use crate::error::{Error, Kind, Result};
 use crate::message::{Message, Position};
 use crate::name::PipeName;
@@ -31,7 +32,10 @@ const FETCH: usize = 512 << 10;
 const LONGEST_ANSWER: usize = (1 << 20) - 4096;
 
 /// How long a read that could have something waits for more that is on its way.
-const GATHERING: Duration = Duration::from_millis(50);
+const GATHERING: Duration = Duration::from_millis(200);
+
+/// Weight of messages that are fetched at once only where there may be more of them.
+const MUCH: usize = 64 << 10;
 
 /// An open file's reading side.
 pub struct Reader {
@@ -58,8 +62,10 @@ struct State {
     phase: Phase,
     /// The task sleeps until there is room.
     full: bool,
-    /// So much was fetched at once that there may be more.
+    /// So much was fetched since there was nothing that there may be more.
     more: bool,
+    /// Until when reads wait for that.
+    gathers_until: Option<Instant>,
     /// Somebody who does not want to wait asks whether there is something now.
     asked: bool,
     /// Somebody who does not want to wait did so in vain, and nothing was heard from the store since.
@@ -95,8 +101,7 @@ impl Shared {
         let weights = messages.iter().map(|message| weight(&message.data));
         let added = weights.sum::<usize>();
         state.weight += added;
-        // Backends weigh a little differently.
-        state.more = added >= FETCH / 2;
+        state.more |= added >= MUCH;
         state.queue.extend(messages);
         state.phase = Phase::Filling;
         state.silent = false;
@@ -132,6 +137,7 @@ impl Shared {
         }
         state.phase = phase;
         state.silent = false;
+        state.more = false;
         drop(state);
         self.changed.notify_waiters();
     }
@@ -158,6 +164,7 @@ impl Reader {
                 phase: Phase::Filling,
                 full: false,
                 more: false,
+                gathers_until: None,
                 asked: false,
                 silent: false,
                 owed: false,
@@ -191,18 +198,19 @@ impl Reader {
         let patience = nonblock.then(|| self.shared.silence.patience());
         let nothing = || Error::new(Kind::WouldBlock, "there is no message now");
         let size = size.min(LONGEST_ANSWER);
-        let mut gathers_until = None;
         loop {
             // Made before the look, so that nothing is missed.
             let changed = self.shared.changed.notified();
             let until = 'look: {
                 let mut state = self.current();
                 if !nonblock && state.gathers(self.frame, size) {
-                    let until = *gathers_until.get_or_insert_with(|| Instant::now() + GATHERING);
-                    if Instant::now() < until {
+                    let now = Instant::now();
+                    let until = *state.gathers_until.get_or_insert(now + GATHERING);
+                    if now < until {
                         break 'look Some(until);
                     }
                 }
+                state.gathers_until = None;
                 let bytes = state.take(self.frame, size);
                 self.make_room(&mut state);
                 if !bytes.is_empty() || state.ended || size == 0 {
@@ -332,12 +340,12 @@ impl State {
 
     /// Whether there is more on its way for a read of `size` bytes that could have something now.
     fn gathers(&self, frame: Frame, size: usize) -> bool {
-        let (count, weight) = (self.queue.len(), self.weight);
-        let bytes = weight - count * backend::weight(&[]);
+        let count = self.queue.len();
+        let bytes = self.weight - count * weight(&[]);
         let ready = framed_total(frame, count as u64, bytes as u64) - self.sent as u64;
         self.more
             && matches!(self.phase, Phase::Filling)
-            && !(self.full || weight >= BUFFER || self.ended)
+            && !(self.full || self.weight >= BUFFER || self.ended)
             && frame != Frame::File
             && count > 0
             && ready < size as u64

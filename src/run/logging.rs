@@ -2,7 +2,7 @@
 //!
 //! Standard error may be a pipe that nobody reads, or a terminal that is stopped: then a write to it waits, for ever
 //! perhaps. In a daemon no request waits with it: a line for which there is no room is dropped, and the next one says so.
-//! A line that was said within the last seconds is counted, and told with the next one.
+//! What clients cause is not said again for some seconds, but counted.
 //! Standard error itself stays as it is, as others may have it too: pipes and terminals are opened once more, so that
 //! writes to them do not wait.
 
@@ -16,7 +16,7 @@ use std::time::Instant;
 use env_logger::{Logger, Target};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use super::repeats::Repeats;
+use super::repeats::{Line, Repeats};
 use crate::error::{Error, Kind, Result};
 use crate::fs::session;
 
@@ -51,6 +51,13 @@ static BEFORE: Mutex<Before> = Mutex::new(Before {
     dropped: 0,
     cut: false,
 });
+
+/// Who says what clients cause, who may do so again and again.
+const OFTEN: [&str; 3] = [
+    "dnpipes::fs::errno",
+    "dnpipes::gateway::problem",
+    "dnpipes::pipe::writer",
+];
 
 static REPEATS: Mutex<Repeats> = Mutex::new(Repeats::new());
 
@@ -183,34 +190,33 @@ struct Filtered(Logger);
 
 impl Filtered {
     fn say(&self, record: &Record<'_>) {
-        // Whoever asks for more wants to see each.
-        if record.level() > Level::Info || !self.0.matches(record) {
+        let target = OFTEN.into_iter().find(|often| *often == record.target());
+        let Some(target) = target.filter(|_| self.0.matches(record)) else {
             return self.0.log(record);
-        }
-        let text = record.args().to_string();
-        let heard = {
-            let mut repeats = REPEATS.lock().unwrap_or_else(PoisonError::into_inner);
-            repeats.hear(&text, Instant::now())
         };
-        if let Some((text, more)) = heard.forgotten {
-            self.say_again(record, &text, more);
+        let line = Line {
+            level: record.level(),
+            target,
+            text: record.args().to_string(),
+        };
+        let lines = {
+            let mut repeats = REPEATS.lock().unwrap_or_else(PoisonError::into_inner);
+            repeats.hear(line, Instant::now())
+        };
+        for Line {
+            level,
+            target,
+            text,
+        } in lines
+        {
+            self.0.log(
+                &Record::builder()
+                    .args(format_args!("{text}"))
+                    .target(target)
+                    .level(level)
+                    .build(),
+            );
         }
-        match heard.say {
-            Some(0) => self.0.log(record),
-            Some(more) => self.say_again(record, &text, more),
-            None => {}
-        }
-    }
-
-    /// Says what was kept back, where it stands in the place of another line or of the same.
-    fn say_again(&self, record: &Record<'_>, text: &str, more: u64) {
-        self.0.log(
-            &Record::builder()
-                .args(format_args!("{text} ({more} times more since it was said)"))
-                .target(record.target())
-                .level(record.level())
-                .build(),
-        );
     }
 }
 

@@ -139,13 +139,8 @@ impl Running {
         tell_ready();
         let (outcome, has_ended) = match self.events.recv() {
             Ok(Event::Unmounted) | Err(_) => {
-                let ended = self.mount.end(&self.runtime);
-                match ended {
-                    // What umount(8) does by force to a mount that is in use: nobody would answer there any more.
-                    Ok(true) => log::warn!("the kernel has aborted the mount; it is taken off"),
-                    _ => log::info!("unmounted"),
-                }
-                (ended, true)
+                log::info!("unmounted");
+                (self.mount.end_ended(&self.runtime), true)
             }
             Ok(Event::Signal(signal)) => {
                 log::info!("signal {signal}: unmounting");
@@ -159,7 +154,7 @@ impl Running {
             // What still waits for a backend must not keep the program from ending.
             runtime.shutdown_background();
         }
-        outcome.map(|_| Outcome::Done)
+        outcome.map(|()| Outcome::Done)
     }
 
     /// The kernel ends the session once the last file is closed; whether it has.

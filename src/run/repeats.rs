@@ -1,68 +1,82 @@
-//! What was logged lately, so that who fails again and again does not fill the disk with it.
+//! Failures that clients cause, as fast as they like: the log of them must not fill the disk.
 
 use std::time::{Duration, Instant};
 
-/// What was said within this time is counted only.
+use log::Level;
+
+/// What was said within this time is counted, and told behind it.
 const LATELY: Duration = Duration::from_secs(10);
 
-/// So many different lines are known; there is room for each that a few programs can cause by turns.
-const MANY: usize = 32;
+/// So many different lines are said within that time.
+const MANY: usize = 100;
 
-/// Lines of the log.
-pub(super) struct Repeats(Vec<Said>);
-
-struct Said {
-    text: String,
-    at: Instant,
-    /// How often it was to be said since then.
-    more: u64,
+/// A line of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Line {
+    pub(super) level: Level,
+    pub(super) target: &'static str,
+    pub(super) text: String,
 }
 
-/// What is to be done with a line.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Heard {
-    /// What is forgotten for it, and how often that was not said.
-    pub(super) forgotten: Option<(String, u64)>,
-    /// Whether it is to be said, and how often it was not.
-    pub(super) say: Option<u64>,
+/// The lines that were said lately.
+pub(super) struct Repeats {
+    said: Vec<Said>,
+    /// How many others there was no room for.
+    others: u64,
+}
+
+struct Said {
+    line: Line,
+    at: Instant,
+    /// How often it came again since then.
+    again: u64,
 }
 
 impl Repeats {
     pub(super) const fn new() -> Self {
-        Repeats(Vec::new())
+        Repeats {
+            said: Vec::new(),
+            others: 0,
+        }
     }
 
-    /// Takes a line that is to be said `now`.
-    pub(super) fn hear(&mut self, text: &str, now: Instant) -> Heard {
-        if let Some(said) = self.0.iter_mut().find(|said| said.text == text) {
+    /// What is to be written for a line that comes `now`.
+    pub(super) fn hear(&mut self, line: Line, now: Instant) -> Vec<Line> {
+        let mut out = Vec::new();
+        self.said.retain(|said| {
             let is_lately = now.duration_since(said.at) < LATELY;
-            let say = match is_lately {
-                true => None,
-                false => {
-                    said.at = now;
-                    Some(std::mem::take(&mut said.more))
-                }
-            };
-            said.more += u64::from(is_lately);
-            return Heard {
-                forgotten: None,
-                say,
-            };
-        }
-        let oldest = (0..self.0.len()).min_by_key(|at| (self.0[*at].more > 0, self.0[*at].at));
-        let forgotten = oldest
-            .filter(|_| self.0.len() >= MANY)
-            .map(|at| self.0.swap_remove(at))
-            .filter(|said| said.more > 0);
-        self.0.push(Said {
-            text: text.to_owned(),
-            at: now,
-            more: 0,
+            if !is_lately && said.again > 0 {
+                let text = format!("{} (and {} times more)", said.line.text, said.again);
+                out.push(Line {
+                    text,
+                    ..said.line.clone()
+                });
+            }
+            is_lately
         });
-        Heard {
-            forgotten: forgotten.map(|said| (said.text, said.more)),
-            say: Some(0),
+        if let Some(said) = self.said.iter_mut().find(|said| said.line == line) {
+            said.again += 1;
+            return out;
         }
+        if self.said.len() >= MANY {
+            self.others += 1;
+            return out;
+        }
+        let others = std::mem::take(&mut self.others);
+        if others > 0 {
+            out.push(Line {
+                level: Level::Warn,
+                target: module_path!(),
+                text: format!("{others} lines more, as there were too many different ones"),
+            });
+        }
+        out.push(line.clone());
+        self.said.push(Said {
+            line,
+            at: now,
+            again: 0,
+        });
+        out
     }
 }
 
@@ -70,48 +84,53 @@ impl Repeats {
 mod tests {
     use super::*;
 
-    fn said(more: u64) -> Heard {
-        Heard {
-            forgotten: None,
-            say: Some(more),
-        }
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn hear(repeats: &mut Repeats, text: &str, now: Instant) -> Vec<String> {
+        let line = Line {
+            level: Level::Error,
+            target: "here",
+            text: text.to_owned(),
+        };
+        let out = repeats.hear(line, now);
+        out.into_iter().map(|line| line.text).collect()
     }
 
-    const HELD: Heard = Heard {
-        forgotten: None,
-        say: None,
-    };
-
     #[test]
-    fn what_was_said_lately_is_counted() {
+    fn what_was_said_lately_is_counted_and_told_later() {
         let mut repeats = Repeats::new();
         let start = Instant::now();
-        let second = Duration::from_secs(1);
         for text in ["one", "two"] {
-            assert_eq!(repeats.hear(text, start), said(0));
+            assert_eq!(hear(&mut repeats, text, start), [text]);
         }
         for _ in 0..3 {
-            assert_eq!(repeats.hear("one", start + second), HELD);
+            assert!(hear(&mut repeats, "one", start + SECOND).is_empty());
         }
-        assert_eq!(repeats.hear("one", start + LATELY), said(3));
-        assert_eq!(repeats.hear("one", start + LATELY + second), HELD);
-        assert_eq!(repeats.hear("two", start + LATELY + second), said(0));
+        let later = start + LATELY;
+        assert_eq!(
+            hear(&mut repeats, "three", later),
+            ["one (and 3 times more)", "three"]
+        );
+        assert_eq!(hear(&mut repeats, "two", later + SECOND), ["two"]);
+        assert_eq!(hear(&mut repeats, "one", later + SECOND), ["one"]);
     }
 
     #[test]
-    fn what_is_forgotten_is_told_with_its_count() {
+    fn of_too_many_different_lines_the_others_are_counted() {
         let mut repeats = Repeats::new();
-        let now = Instant::now();
-        for number in 0..MANY {
-            for again in 0..3 {
-                let heard = repeats.hear(&number.to_string(), now);
-                assert_eq!(heard.say.is_some(), again == 0);
-            }
+        let start = Instant::now();
+        for number in 0..MANY + 7 {
+            let said = hear(&mut repeats, &number.to_string(), start);
+            assert_eq!(said.len(), usize::from(number < MANY));
         }
-        let forgotten = repeats.hear("new", now).forgotten;
-        assert_eq!(forgotten, Some(("0".to_owned(), 2)));
-        // Of which there is nothing to tell.
-        assert_eq!(repeats.hear("newer", now), said(0));
-        assert_eq!(repeats.0.len(), MANY);
+        assert!(hear(&mut repeats, "0", start).is_empty());
+        assert_eq!(
+            hear(&mut repeats, "0", start + LATELY),
+            [
+                "0 (and 1 times more)",
+                "7 lines more, as there were too many different ones",
+                "0"
+            ]
+        );
     }
 }

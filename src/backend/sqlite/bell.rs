@@ -184,26 +184,35 @@ impl Bell {
             return Err(Error::new(Kind::Denied, why));
         }
         let bell = Bell::open(path)?;
-        bell.tighten(database.mode())?;
+        bell.follow(&database)?;
         Ok(bell)
     }
 
-    /// Takes it from those who may not use the database any more: it tells what was pushed.
-    fn tighten(&self, database: u32) -> Result<()> {
-        let tightened = self.file.metadata().and_then(|told| {
-            let (bits, less) = (told.mode() & 0o666, told.mode() & 0o666 & database);
-            match bits == less {
-                true => Ok(()),
-                false => self.file.set_permissions(Permissions::from_mode(less)),
+    /// Gives it the group and the mode of the database, as far as this user may, and takes it from all who may not use that any
+    /// more: it tells what was pushed.
+    fn follow(&self, database: &Metadata) -> Result<()> {
+        let context = || format!("{} is open to more than the database", self.path.display());
+        let told = self
+            .file
+            .metadata()
+            .map_err(|error| Error::io(context(), error))?;
+        let has_group =
+            told.gid() == database.gid() || fchown(&self.file, None, Some(database.gid())).is_ok();
+        let wanted = database.mode() & if has_group { 0o666 } else { 0o606 };
+        let bits = told.mode() & 0o777;
+        if bits == wanted {
+            return Ok(());
+        }
+        match self.file.set_permissions(Permissions::from_mode(wanted)) {
+            Err(error) if bits & !wanted != 0 => {
+                let why = format!(
+                    "{}; its owner or root can give it the same group and mode",
+                    context()
+                );
+                Err(Error::io(why, error))
             }
-        });
-        tightened.map_err(|error| {
-            let what = "which more may use than the database";
-            Error::io(
-                format!("taking {}, {what}, from them", self.path.display()),
-                error,
-            )
-        })
+            _ => Ok(()),
+        }
     }
 
     fn open(path: PathBuf) -> Result<Self> {
@@ -528,21 +537,16 @@ mod tests {
     }
 
     #[test]
-    fn it_is_not_for_those_who_may_not_use_the_database_any_more() {
+    fn it_is_for_those_who_may_use_the_database() {
         let folder = tempfile::tempdir().expect("folder");
         let database = folder.path().join("pipes.db");
         std::fs::write(&database, "").expect("a file");
-        for (given, wanted) in [
-            (0o660, 0o660),
-            (0o640, 0o640),
-            (0o600, 0o600),
-            (0o660, 0o600),
-        ] {
-            let given = Permissions::from_mode(given);
-            std::fs::set_permissions(&database, given).expect("changed");
+        for mode in [0o660, 0o640, 0o600, 0o666, 0o660] {
+            let wanted = Permissions::from_mode(mode);
+            std::fs::set_permissions(&database, wanted).expect("changed");
             let bell = Bell::of(&database).expect("a bell");
-            let mode = bell.file.metadata().expect("told").mode();
-            assert_eq!(mode & 0o777, wanted);
+            let told = bell.file.metadata().expect("told");
+            assert_eq!(told.mode() & 0o777, mode);
         }
     }
 
