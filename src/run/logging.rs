@@ -2,7 +2,7 @@
 //!
 //! Standard error may be a pipe that nobody reads, or a terminal that is stopped: then a write to it waits, for ever
 //! perhaps. In a daemon no request waits with it: a line for which there is no room is dropped, and the next one says so.
-//! What clients cause is not said again for some seconds, but counted.
+//! What clients cause is said a few times within some seconds, and then counted.
 //! Standard error itself stays as it is, as others may have it too: pipes and terminals are opened once more, so that
 //! writes to them do not wait.
 

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-/// What was said within this time is counted, and told behind it.
+/// The time within which the same line is said a few times only; the others are counted, and told behind it.
 const LATELY: Duration = Duration::from_secs(10);
+const TIMES: u64 = 10;
 
 /// So many different lines are said within that time.
-const MANY: usize = 100;
+const MANY: usize = 32;
 
 /// A line of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,9 +28,9 @@ pub(super) struct Repeats {
 
 struct Said {
     line: Line,
-    at: Instant,
-    /// How often it came again since then.
-    again: u64,
+    since: Instant,
+    /// How often it came since then.
+    count: u64,
 }
 
 impl Repeats {
@@ -44,9 +45,10 @@ impl Repeats {
     pub(super) fn hear(&mut self, line: Line, now: Instant) -> Vec<Line> {
         let mut out = Vec::new();
         self.said.retain(|said| {
-            let is_lately = now.duration_since(said.at) < LATELY;
-            if !is_lately && said.again > 0 {
-                let text = format!("{} (and {} times more)", said.line.text, said.again);
+            let is_lately = now.duration_since(said.since) < LATELY;
+            if !is_lately && said.count > TIMES {
+                let more = said.count - TIMES;
+                let text = format!("{} (and {more} times more)", said.line.text);
                 out.push(Line {
                     text,
                     ..said.line.clone()
@@ -55,7 +57,10 @@ impl Repeats {
             is_lately
         });
         if let Some(said) = self.said.iter_mut().find(|said| said.line == line) {
-            said.again += 1;
+            said.count += 1;
+            if said.count <= TIMES {
+                out.push(line);
+            }
             return out;
         }
         if self.said.len() >= MANY {
@@ -73,8 +78,8 @@ impl Repeats {
         out.push(line.clone());
         self.said.push(Said {
             line,
-            at: now,
-            again: 0,
+            since: now,
+            count: 1,
         });
         out
     }
@@ -103,8 +108,9 @@ mod tests {
         for text in ["one", "two"] {
             assert_eq!(hear(&mut repeats, text, start), [text]);
         }
-        for _ in 0..3 {
-            assert!(hear(&mut repeats, "one", start + SECOND).is_empty());
+        for time in 1..TIMES + 3 {
+            let said = hear(&mut repeats, "one", start + SECOND);
+            assert_eq!(said.len(), usize::from(time < TIMES), "{time}");
         }
         let later = start + LATELY;
         assert_eq!(
@@ -123,14 +129,10 @@ mod tests {
             let said = hear(&mut repeats, &number.to_string(), start);
             assert_eq!(said.len(), usize::from(number < MANY));
         }
-        assert!(hear(&mut repeats, "0", start).is_empty());
+        assert_eq!(hear(&mut repeats, "0", start), ["0"]);
         assert_eq!(
             hear(&mut repeats, "0", start + LATELY),
-            [
-                "0 (and 1 times more)",
-                "7 lines more, as there were too many different ones",
-                "0"
-            ]
+            ["7 lines more, as there were too many different ones", "0"]
         );
     }
 }

@@ -494,7 +494,7 @@ fn a_mount_works_where_its_starter_ignores_the_end_of_its_children() {
 
 /// Who fails again and again fills no disk with the log of it.
 #[test]
-fn the_log_says_again_only_later_what_it_has_said() {
+fn the_log_says_the_same_a_few_times_only() {
     let mount = Mount::memory(&[]);
     mount.python(
         r"
@@ -508,9 +508,9 @@ fn the_log_says_again_only_later_what_it_has_said() {
     );
     let log = mount.log();
     for selector in ["wrong", "nonsense"] {
-        // Once within ten seconds, and it may have taken longer.
+        // Ten times within ten seconds, and it may have taken longer.
         let said = log.matches(selector).count();
-        assert!((1..=6).contains(&said), "{said} times: {log}");
+        assert!((10..=60).contains(&said), "{said} times: {log}");
     }
 }
 
