@@ -31,7 +31,7 @@ use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use super::chunk::Row;
-use super::presence::{FileId, Looks};
+use super::presence::FileId;
 use super::recent::{self, Cell};
 use super::shared::{LISTENERS, QUEUED, RESETS, SLOT, SLOTS, Shared};
 use crate::error::{Error, Kind, Result};
@@ -46,9 +46,6 @@ const PRESENCE: i64 = TURN + 1;
 /// How long another process may be looking whether it is alone.
 const LOOKING: Duration = Duration::from_secs(5);
 
-/// How often reads look whether the file is there. Some ask for a byte at a time.
-const READS_LOOK: Duration = Duration::from_millis(1);
-
 /// How often to look without having been told, where inotify is not to be had.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -57,7 +54,6 @@ pub(super) struct Bell {
     shared: Shared,
     path: PathBuf,
     file_id: FileId,
-    looks: Looks,
     /// Whether the file is not there for others any more: then nothing that they tell is seen here.
     lost: AtomicBool,
     slots: [Notify; SLOTS],
@@ -250,7 +246,6 @@ impl Bell {
             shared,
             path,
             file_id,
-            looks: Looks::new(READS_LOOK),
             lost: AtomicBool::new(false),
             slots: std::array::from_fn(|_| Notify::new()),
             waiters: AtomicUsize::new(0),
@@ -296,14 +291,6 @@ impl Bell {
             }),
             false => Ok(()),
         }
-    }
-
-    /// The same, as far as is known since a millisecond.
-    ///
-    /// # Errors
-    /// As for [`Bell::check`].
-    pub(super) fn check_now_and_then(&self) -> Result<()> {
-        self.looks.now_and_then(|| self.check())
     }
 
     /// A number that another reset or removal changes before it is committed; `None` while one may be under

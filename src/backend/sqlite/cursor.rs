@@ -139,8 +139,7 @@ impl Cursor {
         let row = self.store.bell.cell(log.id).shown_after(version)?;
         let is_next = Key::parse(row.key).slot == log.slot && row.first() == self.next;
         // As for those that are read in the store.
-        (is_next && self.store.bell.check_now_and_then().is_ok() && self.is_current())
-            .then_some(row)
+        (is_next && self.store.bell.check().is_ok() && self.is_current()).then_some(row)
     }
 
     /// Whether no pipe was reset or removed since the last look.
@@ -287,7 +286,7 @@ impl Floor for PipeFloor {
     fn position(&self) -> Position {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         // Where it fails the number is none.
-        drop(self.store.bell.check_now_and_then());
+        drop(self.store.bell.check());
         let resets = self.store.bell.resets();
         if known.0.is_none() || known.0 != resets {
             match self

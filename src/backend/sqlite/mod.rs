@@ -66,9 +66,6 @@ const READ_BUSY: Duration = Duration::from_millis(200);
 /// How long a reset waits for the room of its messages to be free again.
 const SWEEP_WAIT: Duration = Duration::from_secs(1);
 
-/// How often pushes look whether the store's files are there.
-const PUSHES_LOOK: Duration = Duration::from_millis(100);
-
 /// How often a waiting process looks for commits of which nobody told it.
 const SLOW_LOOK: Duration = Duration::from_secs(1);
 
@@ -140,7 +137,7 @@ impl Sqlite {
                 bell,
                 database: FileId::of(path, &told),
                 logs,
-                looks: Looks::new(PUSHES_LOOK),
+                looks: Looks::new(),
                 writer,
                 readers: Mutex::default(),
                 listener: OnceLock::new(),

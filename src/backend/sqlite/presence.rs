@@ -6,9 +6,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::error::{Error, Kind, Result};
+
+/// How often pushes look, in milliseconds.
+const OFTEN: u64 = 100;
 
 /// Which file stood at a path: its device and inode.
 pub(super) struct FileId {
@@ -43,17 +46,14 @@ impl FileId {
 
 /// When to look again.
 pub(super) struct Looks {
-    often: Duration,
     opened: Instant,
-    /// In microseconds since then.
+    /// In milliseconds since then.
     next: AtomicU64,
 }
 
 impl Looks {
-    /// Once in so much time.
-    pub(super) fn new(often: Duration) -> Self {
+    pub(super) fn new() -> Self {
         Looks {
-            often,
             opened: Instant::now(),
             next: AtomicU64::new(0),
         }
@@ -64,11 +64,10 @@ impl Looks {
     /// # Errors
     /// Those of `look`; then it is looked again the next time.
     pub(super) fn now_and_then(&self, look: impl FnOnce() -> Result<()>) -> Result<()> {
-        let now = self.opened.elapsed();
-        if now.as_micros() as u64 >= self.next.load(Ordering::Relaxed) {
+        let now = self.opened.elapsed().as_millis() as u64;
+        if now >= self.next.load(Ordering::Relaxed) {
             look()?;
-            let next = now + self.often;
-            self.next.store(next.as_micros() as u64, Ordering::Relaxed);
+            self.next.store(now + OFTEN, Ordering::Relaxed);
         }
         Ok(())
     }
