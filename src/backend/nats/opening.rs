@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use super::Shared;
 use super::api::Info;
 use super::feed::Feed;
-use super::link::Line;
+use super::link::{Line, SETTLE};
 use super::single::Single;
 use crate::backend::weight;
 use crate::error::{Error, Kind, Result};
@@ -125,6 +125,7 @@ pub(super) async fn open(
     let stream = shared.url.naming.stream(&pipe)?;
     let link = line.link().await?;
     let mut news = None;
+    let mut patience = LOOK_FOR;
     loop {
         let mut feed = None;
         if let Some(epoch) = epoch {
@@ -154,9 +155,12 @@ pub(super) async fn open(
             news = Some(link.listen(made).await?);
             continue;
         };
-        if let Ok(None) = tokio::time::timeout(LOOK_FOR, made.next()).await {
-            return Err(Error::new(Kind::Unreachable, "the connection broke"));
-        }
+        patience = match tokio::time::timeout(patience, made.next()).await {
+            // The news may come before the stream is there for who asks.
+            Ok(Some(_)) => SETTLE,
+            Ok(None) => return Err(Error::new(Kind::Unreachable, "the connection broke")),
+            Err(_) => (2 * patience).min(LOOK_FOR),
+        };
     }
 }
 
