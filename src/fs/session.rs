@@ -255,21 +255,20 @@ impl Mount {
     /// # Errors
     /// Where that cannot be unmounted.
     pub fn end_ended(&self, runtime: &Runtime) -> Result<()> {
-        // By now its numbers may be those of another mount, which answers.
-        let place = table::place_of(self.number, self.device.as_deref());
-        let is_dead =
-            |place: &PathBuf| matches!(ask(place), Err(error) if place::is_of_the_dead(&error));
-        let left = place.map(|place| place.filter(is_dead));
-        let detached = match left {
-            Ok(None) => Ok(()),
-            Ok(Some(_)) => {
-                log::warn!("the mount was ended by force; it is taken off");
-                self.detach()
-            }
-            Err(error) => Err(error),
-        };
+        let detached = self.detach_dead();
         self.finish(runtime);
         detached
+    }
+
+    fn detach_dead(&self) -> Result<()> {
+        // By now its numbers may be those of another mount, which answers.
+        let is_dead =
+            |place: PathBuf| matches!(ask(&place), Err(error) if place::is_of_the_dead(&error));
+        if table::place_of(self.number, self.device.as_deref())?.is_some_and(is_dead) {
+            log::warn!("the mount was ended by force; it is taken off");
+            self.detach()?;
+        }
+        Ok(())
     }
 
     /// Has unfinished lines pushed, as far as that is done within 5 seconds.

@@ -161,24 +161,31 @@ fn unmount(path: &Path, flags: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Where the mount of this number is now. The kernel may give the number to another one once it is off: so `device` is to be
-/// the same, where it is known.
-pub(super) fn place_of(number: Option<u64>, device: Option<&str>) -> Result<Option<PathBuf>> {
+/// All mounts, and where that of this number is now. The kernel may give the number to another one once it is off: so `device`
+/// is to be the same, where it is known.
+fn all_and_place_of(
+    number: Option<u64>,
+    device: Option<&str>,
+) -> Result<(Vec<Mounted>, Option<PathBuf>)> {
     let all = Mounted::all().map_err(|error| Error::io("looking at the table of mounts", error))?;
-    let is_own = |one: &Mounted| {
+    let is_own = |one: &&Mounted| {
         Some(one.number) == number && device.is_none_or(|device| one.device == device)
     };
-    Ok(all.into_iter().find(is_own).map(|own| own.place))
+    let place = all.iter().find(is_own).map(|own| own.place.clone());
+    Ok((all, place))
+}
+
+/// Where the mount of this number is now, if it is still mounted.
+pub(super) fn place_of(number: Option<u64>, device: Option<&str>) -> Result<Option<PathBuf>> {
+    all_and_place_of(number, device).map(|(_, place)| place)
 }
 
 /// Takes the mount of this number off, wherever it was moved to, but nothing else that is mounted there now.
 pub(super) fn detach_numbered(number: Option<u64>, device: Option<&str>) -> Result<()> {
-    let Some(place) = place_of(number, device)? else {
+    let (mut all, Some(place)) = all_and_place_of(number, device)? else {
         // Somebody has taken it off already.
         return Ok(());
     };
-    let failed = |error| Error::io("looking at the table of mounts", error);
-    let mut all = Mounted::all().map_err(failed)?;
     all.retain(|one| one.place == place);
     if top(&all).is_some_and(|top| Some(top.number) != number) {
         let why = format!("something else was mounted on {}", place.display());

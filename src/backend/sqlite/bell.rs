@@ -86,9 +86,13 @@ fn make(path: &Path, database: &Path) -> io::Result<()> {
     let is_root = unsafe { libc::geteuid() } == 0;
     let owner = is_root.then_some(model.uid());
     let has_group = fchown(&file, owner, Some(model.gid())).is_ok();
-    // Without its group, that of this process is not to come in for it.
+    file.set_permissions(permissions(&model, has_group))
+}
+
+/// Those of the database, for a file that has its group or another one: that is not to come in for it.
+fn permissions(database: &Metadata, has_group: bool) -> Permissions {
     let bits = if has_group { 0o666 } else { 0o606 };
-    file.set_permissions(Permissions::from_mode(model.mode() & bits))
+    Permissions::from_mode(database.mode() & bits)
 }
 
 /// Whether the file is of somebody who may write to the database: whoever shortens it ends all processes that have it in
@@ -198,13 +202,13 @@ impl Bell {
             .map_err(|error| Error::io(context(), error))?;
         let has_group =
             told.gid() == database.gid() || fchown(&self.file, None, Some(database.gid())).is_ok();
-        let wanted = database.mode() & if has_group { 0o666 } else { 0o606 };
+        let wanted = permissions(database, has_group);
         let bits = told.mode() & 0o777;
-        if bits == wanted {
+        if bits == wanted.mode() {
             return Ok(());
         }
-        match self.file.set_permissions(Permissions::from_mode(wanted)) {
-            Err(error) if bits & !wanted != 0 => {
+        match self.file.set_permissions(wanted.clone()) {
+            Err(error) if bits & !wanted.mode() != 0 => {
                 let why = format!(
                     "{}; its owner or root can give it the same group and mode",
                     context()

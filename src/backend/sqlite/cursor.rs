@@ -133,7 +133,7 @@ impl Cursor {
         }
     }
 
-    /// What another process has shown since then, if it comes next: so that it need not be looked for in the store.
+    /// What was shown after `version`, if it comes next: so that it need not be looked for in the store.
     fn shown_after(&self, version: u64) -> Option<Row> {
         let log = self.log.as_ref()?;
         let row = self.store.bell.cell(log.id).shown_after(version)?;
