@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Ok(Outcome::GotNothing) => ExitCode::from(3),
         Err(error) => {
             eprintln!("dnpipes: {error}");
+            logging::also_to_the_system(&error.to_string());
             ExitCode::from(if error.is_usage() { 2 } else { 1 })
         }
     }
@@ -43,6 +44,7 @@ fn settle() {
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         told(panic);
+        logging::also_to_the_system(&panic.to_string());
         // As where no thread can be started: what is half made would wait for itself.
         if std::thread::current().name() == Some("main") {
             std::process::exit(101);

@@ -58,7 +58,7 @@ pub(super) fn detach() -> Result<Side> {
 
 impl Starter {
     /// Says that all is well, and lets go of the terminal and of what else the starter had open. Standard error stays
-    /// where it is a file.
+    /// where it is a file; otherwise the log goes to the system's.
     pub(super) fn ready(mut self) -> Result<()> {
         std::env::set_current_dir("/").map_err(|error| Error::io("changing to /", error))?;
         let null = File::options()
@@ -69,6 +69,7 @@ impl Starter {
         let streams = if logging::is_to_a_file() {
             0..=1
         } else {
+            logging::to_the_system()?;
             0..=2
         };
         for stream in streams {

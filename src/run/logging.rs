@@ -1,4 +1,4 @@
-//! The log: to standard error, as much as `DNPIPES_LOG` says.
+//! The log: to standard error, as much as `DNPIPES_LOG` says, or to the system's from a daemon in the background.
 //!
 //! Standard error may be a pipe that nobody reads, or a terminal that is stopped: then a write to it waits, for ever
 //! perhaps. In a daemon no request waits with it: a line for which there is no room is dropped, and the next one says so.
@@ -17,6 +17,7 @@ use env_logger::{Logger, Target};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use super::repeats::{Line, Repeats};
+use super::syslog::Syslog;
 use crate::error::{Error, Kind, Result};
 use crate::fs::session;
 
@@ -37,6 +38,9 @@ enum Sink {
 }
 
 static SINK: OnceLock<Sink> = OnceLock::new();
+
+/// Where lines go instead of standard error, once there is none.
+static SYSLOG: OnceLock<Syslog> = OnceLock::new();
 
 /// What is to be said before the next line.
 struct Before {
@@ -92,6 +96,24 @@ pub(super) fn never_wait() {
             .open("/proc/self/fd/2");
         opened.map_or(Sink::Asked, Sink::Own)
     });
+}
+
+/// Has lines go to the system's log: standard error is about to go away.
+///
+/// # Errors
+/// Those of making a socket.
+pub(super) fn to_the_system() -> Result<()> {
+    let syslog = Syslog::new().map_err(|error| Error::io("opening the system's log", error))?;
+    // It was opened before: one is as good as the other.
+    drop(SYSLOG.set(syslog));
+    Ok(())
+}
+
+/// Says in the system's log what went to standard error without being logged, where lines go there.
+pub fn also_to_the_system(text: &str) {
+    if let Some(syslog) = SYSLOG.get() {
+        syslog.say(Level::Error, text);
+    }
 }
 
 /// Whether standard error is a file.
@@ -189,10 +211,20 @@ fn check(wanted: &str) -> Result<()> {
 struct Filtered(Logger);
 
 impl Filtered {
+    fn put(&self, record: &Record<'_>) {
+        match SYSLOG.get() {
+            Some(syslog) if self.0.matches(record) => {
+                syslog.say(record.level(), &record.args().to_string());
+            }
+            Some(_) => {}
+            None => self.0.log(record),
+        }
+    }
+
     fn say(&self, record: &Record<'_>) {
         let target = OFTEN.into_iter().find(|often| *often == record.target());
         let Some(target) = target.filter(|_| self.0.matches(record)) else {
-            return self.0.log(record);
+            return self.put(record);
         };
         let line = Line {
             level: record.level(),
@@ -209,7 +241,7 @@ impl Filtered {
             text,
         } in lines
         {
-            self.0.log(
+            self.put(
                 &Record::builder()
                     .args(format_args!("{text}"))
                     .target(target)
@@ -234,7 +266,7 @@ impl Log for Filtered {
             .target(record.target())
             .level(Level::Debug)
             .build();
-        self.0.log(&everyday);
+        self.put(&everyday);
     }
 
     fn flush(&self) {

@@ -6,6 +6,7 @@ pub mod logging;
 mod mount;
 mod repeats;
 mod serve;
+mod syslog;
 
 use std::env;
 use std::fs::DirBuilder;

@@ -771,6 +771,62 @@ fn a_log_that_nobody_reads_keeps_nobody_waiting() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("topic@wrong1"));
 }
 
+/// A daemon in the background has no standard error: what goes wrong is in the system's log. One that does not take lines,
+/// here behind ten, keeps nobody waiting either, and is told how many it did not take.
+#[test]
+fn a_daemon_in_the_background_tells_the_systems_log() {
+    let place = Background::new();
+    let script = format!(
+        "
+import os, re, signal, socket, subprocess, sys
+mount = sys.argv[1]
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.bind('/dev/log')
+log.settimeout(20)
+def next_line():
+    return log.recv(65536).decode()
+subprocess.run(['{DNPIPES}', 'mount', '--daemon', 'memory:', mount], check=True, env=dict(os.environ, DNPIPES_LOG='info'))
+os.path.exists(mount + '/topic@wrong')
+first = next_line()
+print(re.sub('[0-9]+', 'N', first))
+for number in range(30):
+    os.path.exists(mount + '/topic@wrong%d' % number)
+with open(mount + '/topic', 'w') as topic:
+    print('hello', file=topic)
+print(open(mount + '/topic').read(), end='')
+log.setblocking(False)
+taken = 0
+try:
+    while '@wrong' in next_line():
+        taken += 1
+except BlockingIOError:
+    pass
+log.settimeout(20)
+os.kill(int(re.search('[0-9]+(?=])', first)[0]), signal.SIGTERM)
+dropped = next_line()
+print(0 < taken < 30, taken + int(re.search('([0-9]+) lines', dropped)[1]))
+print(re.sub('[0-9]+', 'N', next_line()))
+"
+    );
+    let mut private = Command::new("unshare");
+    // The other network has its own length of a socket's queue.
+    private.args(["-mn", "bash", "-ec"]).arg(
+        "mount -t tmpfs tmpfs /dev
+         mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/fuse c 10 229
+         exec \"$0\" -c \"$@\"",
+    );
+    private.args([PYTHON, &script]).arg(&place.mountpoint);
+    let output = finish(&mut private);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(
+        lines[0].starts_with("<N>dnpipes[N]: ") && lines[0].contains("topic@wrong"),
+        "{output:?}"
+    );
+    let last = "<N>dnpipes[N]: signal N: unmounting";
+    assert_eq!(lines[1..], ["hello", "True 30", last], "{output:?}");
+}
+
 /// As in a terminal whose window hangs.
 #[test]
 fn a_terminal_that_shows_nothing_keeps_nobody_waiting() {
