@@ -24,10 +24,11 @@ pub(super) const ROWS: [(&str, Measure); 5] = [
 
 /// The command, built once, where Go is.
 fn nats() -> Result<PathBuf> {
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tools = root.join("target/tools");
     let program = tools.join("nats");
     if !program.exists() {
-        let mut go = child(Path::new("go"));
+        let mut go = child(&root.join("scripts/go"));
         go.args(["install", "github.com/nats-io/natscli/nats@v0.5.0"]);
         let status = go.env("GOBIN", &tools).status()?;
         if !status.success() {
