@@ -147,7 +147,7 @@ impl Batch {
     }
 }
 
-/// Who pushes: one per open file, drawn at random.
+/// Who pushes, drawn at random: one per open file, and another one behind each push whose outcome is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Producer([u8; 16]);
 
@@ -232,7 +232,8 @@ impl<T> Producers<T> {
 }
 
 /// The identity of a push. A producer numbers its pushes upwards and has one under way at a time; a push
-/// whose outcome is unknown is repeated with the same identity, and a backend stores it once.
+/// whose outcome is unknown is repeated with the same identity, before the producer's next one or never, and a backend
+/// stores it once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PushId {
     /// Who pushes.

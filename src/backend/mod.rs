@@ -99,7 +99,8 @@ pub trait Backend: Send + Sync {
     /// on every participant MUST find it until a reset. The batch MUST be stored as a whole, its messages
     /// together and in order, or not at all. A push repeated with the same `id`, marked by
     /// [`PushId::again`], MUST NOT be stored twice: the earlier position is returned. That holds at least for
-    /// the last 65,536 pushes to the pipe, until a reset. A pipe that does not exist is created.
+    /// the last 65,536 pushes to the pipe, until a reset, and for each producer's last one: a lower number of its may be
+    /// taken for stored. A pipe that does not exist is created.
     ///
     /// # Errors
     /// `TooLong` over [`Caps::max_message`], `Full`, `Denied`, `Unreachable`, `Damaged`, `Io`. Where

@@ -24,13 +24,16 @@ pub struct Writer {
     state: Mutex<State>,
     /// Who closes a descriptor, until that is done; a signal may have ended it before.
     closing: std::sync::Mutex<HashSet<u64>>,
-    /// How many pushes the backend has answered, in any way.
+    /// How many pushes the backend has answered, in any way but by letting them time out.
     answers: AtomicU64,
 }
 
 #[derive(Default)]
 struct State {
+    /// Not while a push of its own is under way: one that nobody waits for any more may be repeated behind others, and
+    /// backends take a producer's lower number for one that is stored.
     producer: Option<Producer>,
+    /// Of this producer.
     pushes: u64,
     /// The streams, by FUSE lock owner: one for each process that writes through this open file.
     streams: HashMap<u64, Stream>,
@@ -52,7 +55,10 @@ impl State {
     fn next_id(&mut self) -> Result<PushId> {
         let producer = match self.producer {
             Some(producer) => producer,
-            None => *self.producer.insert(Producer::random()?),
+            None => {
+                self.pushes = 0;
+                *self.producer.insert(Producer::random()?)
+            }
         };
         self.pushes += 1;
         Ok(PushId::first(producer, self.pushes))
@@ -79,8 +85,16 @@ impl Writer {
         self.answers.load(Ordering::Relaxed)
     }
 
-    async fn push(&self, id: PushId, batch: Batch) -> Result<Position> {
+    async fn push(&self, state: &mut State, id: PushId, batch: Batch) -> Result<Position> {
+        let own = state.producer.take_if(|own| *own == id.producer);
         let pushed = self.backend.push(&self.pipe, id, batch).await;
+        let is_in_doubt = match &pushed {
+            Ok(_) => false,
+            Err(error) => id.repeated || matches!(error.applied(), Applied::Unknown),
+        };
+        if !is_in_doubt {
+            state.producer = own.or(state.producer);
+        }
         if !matches!(&pushed, Err(error) if error.kind() == Kind::TimedOut) {
             self.answers.fetch_add(1, Ordering::Relaxed);
         }
@@ -92,10 +106,11 @@ impl Writer {
     /// limit, or the unfinished lines of all owners together are. `continued` says that the piece is a later
     /// part of one write(2).
     ///
-    /// Dropping the future leaves the stream as it was; the push under way may still arrive.
+    /// Where the future is dropped, nothing of the piece is kept either, but the push under way may still arrive. It is
+    /// the same push if the piece is what `owner` writes next.
     ///
     /// # Errors
-    /// As for [`Backend::push`]; nothing of the piece is kept then.
+    /// As for [`Backend::push`]; nothing of the piece is kept then, and nothing of it is stored unless the error says so.
     pub async fn write(&self, owner: u64, piece: Bytes, continued: bool) -> Result<usize> {
         let mut state = self.state.lock().await;
         if self.closing().contains(&owner) {
@@ -130,7 +145,7 @@ impl Writer {
                 _ => state.next_id()?,
             };
             self.stream(&mut state, owner).doubtful = Some((piece.clone(), id));
-            let mut pushed = self.push(id, batch.clone()).await;
+            let mut pushed = self.push(&mut state, id, batch.clone()).await;
             if id.repeated
                 && let Ok(position) = &pushed
                 && self.was_dropped(*position).await?
@@ -138,7 +153,7 @@ impl Writer {
                 // What was written before a reset is gone, and this is written behind it.
                 id = state.next_id()?;
                 self.stream(&mut state, owner).doubtful = Some((piece.clone(), id));
-                pushed = self.push(id, batch.clone()).await;
+                pushed = self.push(&mut state, id, batch.clone()).await;
             }
             if let Err(error) = pushed {
                 if let Applied::Part(stored) = error.applied()
@@ -211,7 +226,7 @@ impl Writer {
                     stream.closing = Some(id);
                 }
                 let batch = Batch::new(vec![last])?;
-                self.push(id, batch).await.map(|_| ())
+                self.push(state, id, batch).await.map(|_| ())
             }
             Err(error) => Err(self.named(error)),
         };

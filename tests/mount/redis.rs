@@ -17,7 +17,7 @@ use crate::gateway::{Certificates, free_port, text};
 use crate::load::read_lines;
 use crate::network::Hosts;
 use crate::services::{Server, Services};
-use crate::support::{DNPIPES, Mount, Running, Store, finish, wait_for};
+use crate::support::{DNPIPES, Mount, Process, Running, Store, finish, wait_for};
 
 /// What `redis-cli` says to a script of commands, with the server's address in front of each.
 pub(crate) fn cli(server: &Server, script: &str) -> String {
@@ -815,6 +815,61 @@ fn what_is_written_behind_a_close_that_was_interrupted_is_pushed() {
     writer.signal(libc::SIGUSR2);
     assert!(writer.finish().status.success());
     assert_eq!(mount.out("cat topic"), "first\nbefore\nbehind\n");
+}
+
+/// Two processes on one open file: a push that is repeated behind another one is no older than that to the server.
+#[test]
+fn what_is_written_again_behind_another_process_s_push_is_stored() {
+    let (services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    let mut writers = mount.spawn_python(
+        "
+        import signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP, signal.SIGUSR2])
+        fd = os.open('topic', os.O_WRONLY | os.O_CREAT)
+        os.write(fd, b'first\\n')
+        child = os.fork()
+        if child == 0:
+            def interrupted(*_):
+                raise InterruptedError(4, 'a signal')
+            signal.signal(signal.SIGUSR1, interrupted)
+            print(os.getpid(), flush=True)
+            signal.sigwait([signal.SIGUSR2])
+            print(why(os.write, fd, b'of the child\\n'), flush=True)
+            signal.sigwait([signal.SIGUSR2])
+            print(why(os.write, fd, b'of the child\\n'), flush=True)
+            os._exit(0)
+        signal.sigwait([signal.SIGHUP])
+        print(why(os.write, fd, b'of the parent\\n'), flush=True)
+        os.waitpid(child, 0)
+        ",
+    );
+    let child = writers.line().parse().expect("a process");
+    let child = Process::open(child).expect("the child");
+    services.tell("kill", &server.name);
+    child.signal(libc::SIGUSR2);
+    writers.wait_until_blocked();
+    child.signal(libc::SIGUSR1);
+    assert_eq!(writers.line(), "EINTR");
+    services.tell("start", &server.name);
+    mount.out("cat topic@snapshot");
+    writers.signal(libc::SIGHUP);
+    assert_eq!(writers.line(), "ok");
+    child.signal(libc::SIGUSR2);
+    assert_eq!(writers.line(), "ok");
+    assert!(writers.finish().status.success());
+    let said = mount.out("sort topic");
+    assert_eq!(said, "first\nof the child\nof the parent\n");
+}
+
+/// A store that held nothing when it was last asked is known to hold nothing.
+#[test]
+fn an_empty_list_is_known_while_the_server_is_away() {
+    let (services, server) = start(&[]);
+    let mount = Mount::new(&server.url, &[]);
+    assert_eq!(mount.out("ls"), "");
+    services.tell("kill", &server.name);
+    assert_eq!(mount.out("ls && echo nothing"), "nothing\n");
 }
 
 /// Whoever unmounts need not know that a writer was killed in its line's midst.
