@@ -1,5 +1,6 @@
 //! `dnpipes`: parses, sets up the log, runs, and turns the outcome into an exit code.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use dnpipes::cli::Cli;
@@ -13,7 +14,8 @@ fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::GotNothing) => ExitCode::from(3),
         Err(error) => {
-            eprintln!("dnpipes: {error}");
+            // Where that takes nothing, the exit code is what is left to say.
+            writeln!(io::stderr(), "dnpipes: {error}").ok();
             logging::also_to_the_system(&error.to_string());
             ExitCode::from(if error.is_usage() { 2 } else { 1 })
         }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use bytes::BytesMut;
 use tokio::sync::Notify;
 
 use super::{Backend, Caps, Floor, Fut, Limit, PipeInfo, Source, Start, not_found, weight};
@@ -133,6 +134,11 @@ impl Memory {
     }
 
     fn append(&self, name: &PipeName, id: PushId, batch: &Batch) -> Result<Position> {
+        // As they came they may be small parts of something large, a request, which they would keep whole.
+        let mut kept = BytesMut::with_capacity(batch.bytes());
+        for data in batch.messages() {
+            kept.extend_from_slice(data);
+        }
         let mut guard = self.lock();
         let pipes = &mut *guard;
         let before = pipes
@@ -144,8 +150,8 @@ impl Memory {
         {
             return Ok(*position);
         }
-        let messages = batch.messages().iter().map(|data| weight(data));
-        let added = messages.sum::<usize>() as u64;
+        let weights = batch.messages().iter().map(|data| weight(data));
+        let added = weights.sum::<usize>() as u64;
         if pipes.held + added > self.limit {
             return Err(Error::new(
                 Kind::Full,
@@ -155,11 +161,12 @@ impl Memory {
         pipes.held += added;
         let pipe = pipes.entry(name);
         let time = SystemTime::now();
+        let mut kept = kept.freeze();
         for data in batch.messages() {
             pipe.log.push_back(Message {
                 position: self.position(pipe.next()),
                 time,
-                data: data.clone(),
+                data: kept.split_to(data.len()),
             });
         }
         pipe.present = true;
@@ -365,8 +372,21 @@ impl Floor for MemoryFloor {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::message::Producer;
+
+    #[tokio::test]
+    async fn a_small_part_of_a_large_request_does_not_keep_it() {
+        let store = Memory::new(1 << 20);
+        let request = Bytes::from(vec![b'x'; 1 << 16]);
+        let batch = Batch::new(vec![request.slice(..1), request.slice(2..4)]).expect("a batch");
+        let id = PushId::first(Producer::random().expect("random"), 1);
+        let pipe = PipeName::new("topic").expect("legal");
+        store.push(&pipe, id, batch).await.expect("stored");
+        assert!(request.is_unique());
+    }
 
     #[tokio::test]
     async fn names_that_are_only_asked_for_are_forgotten_unless_somebody_waits() {

@@ -34,7 +34,8 @@ const TTL: Duration = Duration::ZERO;
 /// the next ones of a loop.
 const REMOTE_TTL: Duration = Duration::from_millis(10);
 
-/// An interrupted push is waited for so long, because its result is the truth; then it is EINTR.
+/// What was interrupted is waited for so long, because its result is the truth: a push may have arrived, and of many
+/// calls programs do not expect an EINTR (stat(2) has none). Then it is EINTR. Reads have no such time: they wait.
 const GRACE: Duration = Duration::from_millis(50);
 
 /// Why these: see "Opening" in the README's design notes.
@@ -191,7 +192,7 @@ impl Filesystem for Adapter {
             true => REMOTE_TTL,
             false => TTL,
         };
-        self.answer(request, Duration::ZERO, work, move |result| match result {
+        self.answer(request, GRACE, work, move |result| match result {
             Ok(attr) => reply.entry(&ttl, &attr, Generation(0)),
             Err(error) => reply.error(errno::answer("lookup", &error)),
         });
@@ -216,8 +217,8 @@ impl Filesystem for Adapter {
             Err(error) => reply.error(errno::answer_by_inode("stat", &error, is_remote)),
         };
         match inode {
-            INodeNo::ROOT => self.answer_here(request, Duration::ZERO, Box::pin(work), reply),
-            _ => self.answer(request, Duration::ZERO, work, reply),
+            INodeNo::ROOT => self.answer_here(request, GRACE, Box::pin(work), reply),
+            _ => self.answer(request, GRACE, work, reply),
         }
     }
 
@@ -384,9 +385,9 @@ impl Filesystem for Adapter {
         };
         match flags.acc_mode() {
             OpenAccMode::O_WRONLY => {
-                self.answer_here(request, Duration::ZERO, Box::pin(work), reply);
+                self.answer_here(request, GRACE, Box::pin(work), reply);
             }
-            _ => self.answer(request, Duration::ZERO, work, reply),
+            _ => self.answer(request, GRACE, work, reply),
         }
     }
 
@@ -501,35 +502,38 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn opendir(&self, request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let files = Arc::clone(&self.files);
-        let work = async move { files.open_directory().await };
-        self.answer(request, Duration::ZERO, work, move |result| match result {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-            Err(error) => reply.error(errno::answer("list", &error)),
-        });
+    fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let handle = self.files.open_directory();
+        reply.opened(FileHandle(handle), FopenFlags::empty());
     }
 
     fn readdir(
         &self,
-        _request: &Request,
+        request: &Request,
         _inode: INodeNo,
         handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let pipes = self.files.directory(handle.0);
-        let dots = [".", ".."].map(|name| (INodeNo::ROOT, FileType::Directory, name));
-        let names = pipes
-            .iter()
-            .map(|(name, _)| (UNKNOWN_INODE, FileType::RegularFile, name.as_str()));
-        let entries = dots.into_iter().chain(names).zip(1..);
-        for ((inode, kind, name), next) in entries.skip(offset as usize) {
-            if reply.add(inode, next, kind, name) {
-                break;
+        let files = Arc::clone(&self.files);
+        let work = async move { files.directory(handle.0, offset).await };
+        self.answer(request, GRACE, work, move |list| {
+            let pipes = match list {
+                Ok(pipes) => pipes,
+                Err(error) => return reply.error(errno::answer("list", &error)),
+            };
+            let dots = [".", ".."].map(|name| (INodeNo::ROOT, FileType::Directory, name));
+            let names = pipes
+                .iter()
+                .map(|(name, _)| (UNKNOWN_INODE, FileType::RegularFile, name.as_str()));
+            let entries = dots.into_iter().chain(names).zip(1..);
+            for ((inode, kind, name), next) in entries.skip(offset as usize) {
+                if reply.add(inode, next, kind, name) {
+                    break;
+                }
             }
-        }
-        reply.ok();
+            reply.ok();
+        });
     }
 
     fn readdirplus(
@@ -540,13 +544,21 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let (files, pipes) = (Arc::clone(&self.files), self.files.directory(handle.0));
+        let files = Arc::clone(&self.files);
         let work = async move {
             let root = files.attr(INodeNo::ROOT.0).await?;
+            Ok((root, files.directory(handle.0, offset).await?))
+        };
+        let files = Arc::clone(&self.files);
+        self.answer(request, GRACE, work, move |found| {
+            let (root, pipes) = match found {
+                Ok(found) => found,
+                Err(error) => return reply.error(errno::answer("list", &error)),
+            };
             // The kernel counts no look-up for these two.
             for (name, next) in [".", ".."].into_iter().zip(1..).skip(offset as usize) {
                 if reply.add(root.ino, next, name, &TTL, &root, Generation(0)) {
-                    return Ok(reply);
+                    return reply.ok();
                 }
             }
             for ((name, info), next) in pipes
@@ -560,18 +572,8 @@ impl Filesystem for Adapter {
                     break;
                 }
             }
-            Ok(reply)
-        };
-        self.answer(
-            request,
-            Duration::ZERO,
-            work,
-            |result: Result<ReplyDirectoryPlus>| {
-                if let Ok(reply) = result {
-                    reply.ok();
-                }
-            },
-        );
+            reply.ok();
+        });
     }
 
     fn releasedir(
@@ -619,7 +621,7 @@ impl Filesystem for Adapter {
     ) {
         let (files, name) = (Arc::clone(&self.files), name.to_owned());
         let work = async move { files.xattr(inode.0, &name).await };
-        self.answer(request, Duration::ZERO, work, move |result| match result {
+        self.answer(request, GRACE, work, move |result| match result {
             Ok(Some(value)) => sized(reply, value.as_bytes(), size),
             Ok(None) => reply.error(Errno::ENODATA),
             Err(error) => reply.error(errno::answer("getxattr", &error)),
@@ -629,7 +631,7 @@ impl Filesystem for Adapter {
     fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         let files = Arc::clone(&self.files);
         let work = async move { files.xattrs(inode.0).await };
-        self.answer(request, Duration::ZERO, work, move |result| match result {
+        self.answer(request, GRACE, work, move |result| match result {
             Ok(names) => sized(reply, &names, size),
             Err(error) => reply.error(errno::answer("listxattr", &error)),
         });
@@ -664,22 +666,33 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno::answer("poll", &error)),
         };
         let notify = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
-        let runtime = self.runtime.clone();
+        let writable = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
+        let readable = PollEvents::POLLIN | PollEvents::POLLRDNORM;
+        let ready = move |is_readable| match is_readable {
+            true => events & (writable | readable),
+            false => events & writable,
+        };
+        let (polled, runtime) = (Arc::clone(&file), self.runtime.clone());
         let work = async move {
-            let mut ready = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
-            if let Some(reader) = &file.reader {
-                let (readable, seen) = reader.is_readable().await;
-                if readable {
-                    ready |= PollEvents::POLLIN | PollEvents::POLLRDNORM;
-                }
-                if notify && !file.polled.swap(true, Ordering::SeqCst) {
-                    runtime.spawn(notify_of_news(Arc::clone(&file), notifier, seen));
-                }
+            let Some(reader) = &polled.reader else {
+                return Ok(false);
+            };
+            // Before it is looked at, so that whoever is interrupted meanwhile is told all the same.
+            let seen = reader.looks_readable().1;
+            if notify && !polled.polled.swap(true, Ordering::SeqCst) {
+                runtime.spawn(notify_of_news(Arc::clone(&polled), notifier, seen));
             }
-            Ok(ready & events)
+            Ok(reader.is_readable().await)
         };
         self.answer(request, Duration::ZERO, work, move |result| match result {
-            Ok(ready) => reply.poll(ready),
+            Ok(is_readable) => reply.poll(ready(is_readable)),
+            // The kernel looks once more when a signal comes, and an error is an event to it: POLLERR.
+            Err(error) if error.kind() == Kind::Interrupted => {
+                let reader = file.reader.as_ref();
+                reply.poll(ready(
+                    reader.is_some_and(|reader| reader.looks_readable().0),
+                ));
+            }
             Err(error) => reply.error(errno::answer("poll", &error)),
         });
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags};
 
+use super::directory::{Directory, List};
 use super::handles::Handles;
 use super::known::Known;
 use super::queue::{Place, Queues};
@@ -58,7 +59,7 @@ pub(super) struct Files {
     options: Options,
     tree: Tree,
     open: Handles<OpenFile>,
-    directories: Handles<Vec<(PipeName, PipeInfo)>>,
+    directories: Handles<Directory>,
     known: Arc<Known>,
     queues: Queues,
     silence: Arc<Silence>,
@@ -365,14 +366,16 @@ impl Files {
         Ok(())
     }
 
-    /// Opens the directory: the pipes there are now.
-    pub(super) async fn open_directory(&self) -> Result<u64> {
-        let pipes = self.known.list().await?;
-        Ok(self.directories.add(pipes))
+    pub(super) fn open_directory(&self) -> u64 {
+        self.directories.add(Directory::default())
     }
 
-    pub(super) fn directory(&self, handle: u64) -> Arc<Vec<(PipeName, PipeInfo)>> {
-        self.directories.get(handle).unwrap_or_default()
+    /// See [`Directory::list`].
+    pub(super) async fn directory(&self, handle: u64, offset: u64) -> Result<List> {
+        match self.directories.get(handle) {
+            Some(directory) => directory.list(&self.known, offset).await,
+            None => Ok(List::default()),
+        }
     }
 
     pub(super) fn close_directory(&self, handle: u64) {

@@ -203,7 +203,7 @@ impl Known {
         let mut state = self.state();
         if let Err(error) = listed {
             state.is_late |= matches!(error.kind(), Kind::TimedOut | Kind::Unreachable);
-            if state.pipes.is_empty() {
+            if state.pipes.is_empty() && state.listed == 0 {
                 return Err(error);
             }
             match state.listed > 0 {

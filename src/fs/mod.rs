@@ -2,6 +2,7 @@
 
 mod adapter;
 mod device;
+mod directory;
 mod errno;
 mod files;
 mod handles;

@@ -11,6 +11,9 @@ const HEADER: usize = 4;
 /// A request that is longer may be the first of several for one write(2): 1 MiB, less a page's rest.
 const MOST: usize = (1 << 20) - 4096;
 
+/// So much room is kept for the next message that comes in pieces, in bytes.
+const KEPT: usize = 64 << 10;
+
 /// The bytes that a message of `length` bytes takes when it is read.
 pub fn framed_len(frame: Frame, length: usize) -> usize {
     match frame {
@@ -270,7 +273,9 @@ impl Decoder {
     /// [`Kind::TooLong`] where the refused message begins the piece, or had begun before it: the part of
     /// it that was kept is dropped.
     pub fn accept(&mut self, piece: &Bytes, decoded: Decoded, continued: bool) -> Result<usize> {
-        if decoded.whole > 0 {
+        if decoded.whole > 0 && self.partial.capacity() > KEPT {
+            self.partial = BytesMut::new();
+        } else if decoded.whole > 0 {
             self.partial.clear();
         }
         let begins_within = match self.trouble {

@@ -277,9 +277,15 @@ impl Reader {
         }
     }
 
-    /// Whether a read would not wait, and how much news there was by then, for [`Reader::news`]. Looks
-    /// again in the store before it says no.
-    pub async fn is_readable(&self) -> (bool, u64) {
+    /// Whether a read would not wait, as far as is known without asking, and how much news there was by then, for
+    /// [`Reader::news`].
+    pub fn looks_readable(&self) -> (bool, u64) {
+        let state = self.current();
+        (state.readable(), state.news)
+    }
+
+    /// Whether a read would not wait. Looks again in the store before it says no.
+    pub async fn is_readable(&self) -> bool {
         let mut asked = false;
         self.shared.forgive();
         let patience = self.shared.silence.patience();
@@ -288,11 +294,11 @@ impl Reader {
             {
                 let mut state = self.current();
                 if state.readable() {
-                    return (true, state.news);
+                    return true;
                 }
                 let is_waiting = matches!(state.phase, Phase::Waiting);
                 if is_waiting && asked || state.silent {
-                    return (false, state.news);
+                    return false;
                 }
                 if is_waiting {
                     asked = true;

@@ -295,6 +295,18 @@ fn failures_are_exit_code_1() {
 }
 
 /// A level that is none silences nothing.
+/// Where nobody can be told, as on a full disk, the exit code is the same.
+#[test]
+fn a_failure_that_cannot_be_told_is_exit_code_1() {
+    let store = Store::new();
+    let mut bash = Command::new("bash");
+    bash.arg("-c").arg(format!(
+        "{DNPIPES} rm --source {} nosuch 2> /dev/full",
+        store.url()
+    ));
+    assert_eq!(code(&finish(&mut bash)), Some(1));
+}
+
 #[test]
 fn a_log_that_nobody_can_mean_is_refused() {
     let store = Store::new();

@@ -436,6 +436,21 @@ fn names_are_kept_as_they_are() {
     }
 }
 
+/// What reads a directory from its beginning, also once more, as after rewinddir(3), sees what is there then.
+#[test]
+fn a_directory_that_is_read_again_shows_what_is_new() {
+    let mount = Mount::memory(&[]);
+    let said = mount.python(
+        "
+        folder = os.open('.', os.O_RDONLY)
+        for name in ('one', 'two'):
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT))
+            print(sorted(os.listdir(folder)))
+        ",
+    );
+    assert_eq!(said, "['one']\n['one', 'two']\n");
+}
+
 /// What readdir(3) lists.
 fn names_in(mount: &Mount) -> BTreeSet<String> {
     let name = |entry: std::io::Result<fs::DirEntry>| {

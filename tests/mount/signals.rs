@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::services::Services;
 use crate::support::{DNPIPES, Mount, PYTHON, Process, Running, Store, finish, wait_for};
 
 const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGKILL];
@@ -54,6 +55,71 @@ fn kill(process: &Process, signal: i32) -> Duration {
 fn assert_usual(what: &str, mut took: Vec<Duration>) {
     took.sort();
     assert!(took[took.len() / 2] < USUALLY, "{what}: {took:?}");
+}
+
+/// The kernel looks once more at what is polled when a signal comes: with nothing to read that is no event, and what comes
+/// later is one.
+#[test]
+fn a_signal_during_a_poll_is_no_event() {
+    let store = Store::new();
+    let broker = Services::start(&["redis"]);
+    for source in ["memory:", &store.url(), &broker.url()] {
+        let mount = Mount::new(source, &[]);
+        let said = mount.python(
+            "
+            import select, signal
+            os.close(os.open('topic', os.O_WRONLY | os.O_CREAT))
+            fd = os.open('topic@follow', os.O_RDONLY | os.O_NONBLOCK)
+            level, edge, poll = select.epoll(), select.epoll(), select.poll()
+            level.register(fd, select.EPOLLIN)
+            edge.register(fd, select.EPOLLIN | select.EPOLLET)
+            poll.register(fd, select.POLLIN)
+            waits = [
+                lambda: poll.poll(30),
+                lambda: select.select([fd], [], [], 0.03)[0],
+                lambda: level.poll(0.03),
+                lambda: edge.poll(0.03),
+            ]
+            signal.signal(signal.SIGALRM, lambda *_: None)
+            signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+            print([wait() for _ in range(5) for wait in waits if wait()])
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            with open('topic', 'w') as topic:
+                print('hello', file=topic)
+            print([len(wait) for wait in (poll.poll(20000), level.poll(20), edge.poll(20))])
+            ",
+        );
+        assert_eq!(said, "[]\n[1, 1, 1]\n", "{source}");
+    }
+}
+
+/// stat(2) and access(2) have no EINTR, and few programs expect one of open(2).
+#[test]
+fn signals_fail_no_calls_that_a_broker_answers_soon() {
+    let broker = Services::start(&["redis"]);
+    let mount = Mount::new(&broker.url(), &[]);
+    let said = mount.python(
+        "
+        import ctypes, errno, signal
+        libc = ctypes.CDLL(None, use_errno=True)
+        os.close(os.open('topic', os.O_WRONLY | os.O_CREAT))
+        hits = []
+        signal.signal(signal.SIGALRM, lambda *_: hits.append(None))
+        # It fires within calls: each takes some 100 us.
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        failed = []
+        for _ in range(4000):
+            fd = libc.open(b'topic', os.O_RDONLY)
+            if fd < 0:
+                failed.append(ctypes.get_errno())
+            else:
+                os.close(fd)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        # A machine that is stopped for longer than a signal is put off may show in one.
+        print(len(hits) > 400, len(failed) < 40, set(failed) <= {errno.EINTR})
+        ",
+    );
+    assert_eq!(said, "True True True\n");
 }
 
 /// Kills readers that a script runs as `before READER after`, each a few times by each signal.
