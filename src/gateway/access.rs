@@ -176,8 +176,12 @@ impl Access {
             if words.next().is_some() {
                 return refuse("there is a word too many");
             }
+            let digest = digest(token.as_bytes());
+            if tokens.iter().any(|other: &Token| other.digest == digest) {
+                return refuse("the token stands on an earlier line too");
+            }
             tokens.push(Token {
-                digest: digest(token.as_bytes()),
+                digest,
                 grant: Grant { rights, prefix },
             });
         }
@@ -378,6 +382,7 @@ pushpushpushpush push app-\n";
             "short\n",
             "s3crets3crets3cret all\n",
             "s3crets3crets3cret read a b\n",
+            "s3crets3crets3cret read\ns3crets3crets3cret push\n",
         ] {
             let error = Access::parse(text).map(|_| ()).expect_err(text);
             assert!(!error.to_string().contains("s3cret"), "{error}");

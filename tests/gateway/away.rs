@@ -80,3 +80,23 @@ fn who_waits_for_a_first_message_is_not_told_of_an_end_while_the_source_is_away(
     drop(source);
     assert!(!pull().status.success(), "nobody knows whether it came");
 }
+
+/// Longer than a stream may be silent: what is being sent is no silence.
+#[test]
+fn a_push_that_takes_long_to_send_arrives() {
+    const BYTES: usize = 3_600_000;
+    let gateway = Gateway::start("memory:", &[]);
+    let slow = Between::slow(&gateway, 220_000);
+    let mut push = Command::new("sh");
+    push.arg("-c").arg(format!(
+        "head -c {BYTES} /dev/zero | {} push --source {} --frame file topic",
+        env!("CARGO_BIN_EXE_dnpipes"),
+        slow.url()
+    ));
+    let since = Instant::now();
+    let output = push.output().expect("sh");
+    assert!(output.status.success(), "{output:?}");
+    assert!(since.elapsed() > Duration::from_secs(15), "it was not slow");
+    let pulled = get(&messages(&gateway), &[]);
+    assert_eq!(pulled.len(), BYTES + 1);
+}

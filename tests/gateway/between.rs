@@ -7,6 +7,13 @@ use std::time::Duration;
 
 use crate::gateway::Gateway;
 
+/// How long it takes to pass on a piece, and each byte of it.
+#[derive(Clone, Copy, Default)]
+struct Pace {
+    piece: Duration,
+    byte: Duration,
+}
+
 /// What is done to an answer that begins so.
 type Fate = dyn Fn(&str) -> bool + Send + Sync;
 
@@ -16,7 +23,7 @@ pub(crate) struct Between {
 }
 
 impl Between {
-    fn new(gateway: &Gateway, delay: Duration, is_cut: Arc<Fate>) -> Self {
+    fn new(gateway: &Gateway, pace: Pace, is_cut: Arc<Fate>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("its address").port();
         let behind = gateway.port();
@@ -28,9 +35,9 @@ impl Between {
                     continue;
                 };
                 let (from, to) = (copy_of(&client), copy_of(&gateway));
-                std::thread::spawn(move || pass(from, to, delay, |_| false));
+                std::thread::spawn(move || pass(from, to, pace, |_| false));
                 let is_cut = Arc::clone(&is_cut);
-                std::thread::spawn(move || pass(gateway, client, delay, |answer| is_cut(answer)));
+                std::thread::spawn(move || pass(gateway, client, pace, |answer| is_cut(answer)));
             }
         });
         Between { port }
@@ -46,12 +53,25 @@ impl Between {
             left.retain(|one| Some(*one) != status);
             left.len() < before
         };
-        Between::new(gateway, Duration::ZERO, Arc::new(is_cut))
+        Between::new(gateway, Pace::default(), Arc::new(is_cut))
     }
 
     /// Lets what is sent come later, both ways.
     pub(crate) fn delaying(gateway: &Gateway, delay: Duration) -> Self {
-        Between::new(gateway, delay, Arc::new(|_: &str| false))
+        let pace = Pace {
+            piece: delay,
+            ..Pace::default()
+        };
+        Between::new(gateway, pace, Arc::new(|_: &str| false))
+    }
+
+    /// A line of so many bytes a second, both ways.
+    pub(crate) fn slow(gateway: &Gateway, bytes: u32) -> Self {
+        let pace = Pace {
+            byte: Duration::from_secs(1) / bytes,
+            ..Pace::default()
+        };
+        Between::new(gateway, pace, Arc::new(|_: &str| false))
     }
 
     pub(crate) fn url(&self) -> String {
@@ -64,7 +84,7 @@ fn copy_of(stream: &TcpStream) -> TcpStream {
 }
 
 /// Passes on what comes, until one side ends or an answer is cut.
-fn pass(mut from: TcpStream, mut to: TcpStream, delay: Duration, is_cut: impl Fn(&str) -> bool) {
+fn pass(mut from: TcpStream, mut to: TcpStream, pace: Pace, is_cut: impl Fn(&str) -> bool) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
         let mut piece = &buffer[..read];
@@ -76,7 +96,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, delay: Duration, is_cut: impl Fn
             }
             _ => false,
         };
-        std::thread::sleep(delay);
+        std::thread::sleep(pace.piece + pace.byte * piece.len() as u32);
         if to.write_all(piece).is_err() || cut {
             break;
         }

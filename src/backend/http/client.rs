@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::{Certificate, Identity, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
@@ -52,7 +52,6 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
             .tcp_user_timeout(ANSWER)
             .pool_idle_timeout(Duration::from_secs(30));
         if let Some(ca) = &url.ca {
@@ -166,7 +165,7 @@ impl Client {
     }
 
     /// What a failed request means.
-    pub(super) fn failed(&self, error: reqwest::Error) -> Error {
+    fn failed(&self, error: reqwest::Error) -> Error {
         let connecting = error.is_connect();
         let (kind, context) = match why_in_vain(&error) {
             Some((kind, why)) => (kind, format!("{}: {why}", self.base)),
@@ -260,13 +259,23 @@ pub(super) fn translated(error: Error) -> Error {
     }
 }
 
+/// The next piece of an answer; `None` at its end. reqwest's own limit would count from the start of a request, and end
+/// long pushes on slow lines.
+///
+/// # Errors
+/// `Unreachable` where it is cut, or silent for too long. Dropping the future loses nothing.
+pub(super) async fn piece(response: &mut Response) -> Result<Option<Bytes>> {
+    let cut = || Error::new(Kind::Unreachable, "the answer was cut");
+    match tokio::time::timeout(SILENCE, response.chunk()).await {
+        Ok(piece) => piece.map_err(|error| cut().caused_by(error.without_url())),
+        Err(_) => Err(cut().caused_by(format!("nothing came for {SILENCE:?}"))),
+    }
+}
+
 /// Reads an answer's document, of at most `most` bytes.
 async fn parse<T: DeserializeOwned>(mut response: Response, most: usize) -> Result<T> {
-    let cut = |error: reqwest::Error| {
-        Error::new(Kind::Unreachable, "the answer was cut").caused_by(error.without_url())
-    };
     let mut body = Vec::new();
-    while let Some(piece) = response.chunk().await.map_err(cut)? {
+    while let Some(piece) = piece(&mut response).await? {
         if body.len() + piece.len() > most {
             let why = "the answer is longer than";
             let who = "it is of no dnpipes gateway, or lists too many pipes";

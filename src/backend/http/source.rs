@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use reqwest::{Method, Response};
 
-use super::client::translated;
+use super::client::{piece, translated};
 use super::wire::{self, Record, Records};
 use super::{Shared, not_a_gateway};
 use crate::backend::floor::KnownFloor;
@@ -154,17 +154,14 @@ impl Subscriber {
                         return Ok(progress);
                     }
                     // Dropped while it waits, it loses nothing: what has arrived stays in the response.
-                    match stream.response.chunk().await {
-                        Ok(Some(piece)) => stream.records.feed(&piece),
-                        Ok(None) => {
-                            self.stream = None;
-                            return Err(Error::new(Kind::Unreachable, "the stream was cut"));
-                        }
-                        Err(error) => {
-                            self.stream = None;
-                            return Err(self.shared.client.failed(error));
-                        }
+                    let came = piece(&mut stream.response).await;
+                    if let Ok(Some(piece)) = &came {
+                        stream.records.feed(piece);
+                        continue;
                     }
+                    self.stream = None;
+                    came?;
+                    return Err(Error::new(Kind::Unreachable, "the stream was cut"));
                 }
             }
         }

@@ -16,8 +16,9 @@ use crate::name::PipeName;
 /// Longest message that travels, in bytes.
 pub const MAX_MESSAGE: usize = 64 << 20;
 
-/// Longest body of a push that is stored as one batch, in bytes: the longest message and some framing.
-pub const MAX_BODY: usize = MAX_MESSAGE + (1 << 20);
+/// Longest body of a push that is stored as one batch, in bytes: what one request of a mount can end, the longest message
+/// and others behind it, each with its length.
+pub const MAX_BODY: usize = MAX_MESSAGE + (1 << 20) + 4 * MAX_MESSAGES;
 
 /// Most messages in such a body: as many as one request of a mount can hold.
 pub const MAX_MESSAGES: usize = 1 << 20;

@@ -157,7 +157,10 @@ impl Store {
 mod tests {
     use super::*;
     use crate::backend::Backend;
+    use crate::backend::sqlite::chunk::Key;
     use crate::backend::sqlite::testing::{open, push};
+    use crate::error::{Applied, Kind};
+    use crate::message::{Batch, Producer, PushId};
 
     #[tokio::test]
     async fn the_removal_of_one_pipe_takes_nothing_of_the_next_one() {
@@ -176,5 +179,32 @@ mod tests {
         assert_eq!(info.last.map(|last| last.seq()), Some(2));
         let position = push(&store, &another, &["f"]).await;
         assert_eq!(position.seq(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_pipe_whose_numbers_are_used_up_takes_no_more_and_loses_none() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = open(&folder);
+        let pipe = PipeName::new("topic").expect("legal");
+        store.create(&pipe).await.expect("made");
+        drop(store);
+        let file = rusqlite::Connection::open(folder.path().join("pipes.db")).expect("a database");
+        file.execute("UPDATE pipe SET start = ?1", [Key::LAST - 1])
+            .expect("nearly all used");
+        drop(file);
+        let store = open(&folder);
+        push(&store, &pipe, &["a"]).await;
+        let messages = ["b", "c"].map(bytes::Bytes::from).to_vec();
+        let id = PushId::first(Producer::random().expect("randomness"), 1);
+        let batch = Batch::new(messages).expect("not empty");
+        let error = store.push(&pipe, id, batch).await.expect_err("no room");
+        assert_eq!(error.kind(), Kind::Full);
+        assert_eq!(error.applied(), Applied::No);
+        assert!(error.to_string().contains("used up"), "{error}");
+        push(&store, &pipe, &["d"]).await;
+        assert_eq!(store.stat(&pipe).await.expect("there").count, 2);
+        store.remove(&pipe).await.expect("removed");
+        push(&store, &pipe, &["e", "f"]).await;
+        assert_eq!(store.stat(&pipe).await.expect("there").count, 2);
     }
 }

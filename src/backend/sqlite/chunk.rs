@@ -74,7 +74,10 @@ impl Row {
 /// A row is closed once it holds this many bytes; a longer message has a row of its own.
 pub(super) const TARGET: usize = 256 * 1024;
 
-const HEADER: usize = 4;
+/// Or so many messages: who reads it unpacks all of them.
+const MOST: usize = 4096;
+
+pub(super) const HEADER: usize = 4;
 
 /// Cuts a batch into runs that each fit one row.
 pub(super) fn runs(messages: &[Bytes]) -> impl Iterator<Item = &[Bytes]> {
@@ -86,7 +89,7 @@ pub(super) fn runs(messages: &[Bytes]) -> impl Iterator<Item = &[Bytes]> {
             size += HEADER + message.len();
             first || size <= TARGET
         };
-        let (run, tail) = rest.split_at(rest.iter().take_while(fits).count());
+        let (run, tail) = rest.split_at(rest.iter().take(MOST).take_while(fits).count());
         rest = tail;
         (!run.is_empty()).then_some(run)
     })

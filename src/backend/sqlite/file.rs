@@ -464,7 +464,10 @@ pub(super) fn sqlite(context: impl Into<String>, error: rusqlite::Error) -> Erro
                 let context = format!("{}: the disk is full", context.into());
                 return Error::new(Kind::Full, context).caused_by(error);
             }
-            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Kind::Unreachable,
+            // The last is told of where others kept the locks too long for another try.
+            ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::FileLockingProtocolFailed => Kind::Unreachable,
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Kind::Damaged,
             ErrorCode::ReadOnly | ErrorCode::PermissionDenied => Kind::Denied,
             ErrorCode::TooBig => Kind::TooLong,

@@ -71,7 +71,8 @@ fn free_slot(connection: &Connection) -> rusqlite::Result<u64> {
     match u64::try_from(last + 1) {
         Ok(next) if next <= Key::LAST_SLOT => Ok(next),
         _ => connection.query_row(
-            "SELECT min(slot) + 1 FROM pipe WHERE slot + 1 NOT IN (SELECT slot FROM pipe)",
+            "SELECT min(slot) + 1 FROM (SELECT -1 AS slot UNION ALL SELECT slot FROM pipe)
+             WHERE slot + 1 NOT IN (SELECT slot FROM pipe)",
             [],
             |row| row.get(0),
         ),

@@ -37,7 +37,7 @@ impl Shared {
     /// Those of posix_fallocate(3) and mmap(2).
     pub(super) fn map(file: &File) -> io::Result<Self> {
         // SAFETY: the descriptor is open. The blocks are allocated, so that a full disk is an error here
-        // and not a signal at the first use; what the file holds stays.
+        // and not a signal at the first use, but for file systems that copy on write; what the file holds stays.
         match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, MAPPED as libc::off_t) } {
             0 => {}
             error => return Err(io::Error::from_raw_os_error(error)),

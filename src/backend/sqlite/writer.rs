@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
+use rusqlite::{ErrorCode, ffi};
 use tokio::sync::oneshot;
 
 use super::bell::{self, Pause};
-use super::chunk::{self, Key, Row};
+use super::chunk::{self, HEADER, Key, Row};
 use super::file::Disk;
 use super::pen::{Changes, Pen};
 use super::recent::Cell;
@@ -157,7 +158,7 @@ pub(super) async fn push(
     id: PushId,
     batch: Batch,
 ) -> Result<Position> {
-    let bytes = batch.bytes() as u64;
+    let bytes = (batch.bytes() + batch.messages().len() * HEADER) as u64;
     store.writer.check_room(&store.path, pipe, bytes)?;
     let (done, result) = oneshot::channel();
     let job = Job {
@@ -302,11 +303,15 @@ impl Store {
             .collect::<rusqlite::Result<Vec<Stored>>>()
             .map_err(|error| self.error("pushing", error))?;
         let followup = changes.commit_pushes().map_err(|error| {
+            // Rolled back: SQLite takes these back as a whole.
+            let is_taken_back = matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+            );
             let error = self.error("pushing", error);
-            match error.kind() {
-                // Rolled back: SQLite takes these back as a whole.
-                Kind::Full | Kind::Unreachable => error,
-                _ => error.maybe_applied(),
+            match is_taken_back {
+                true => error,
+                false => error.maybe_applied(),
             }
         })?;
         if followup.rest {
@@ -369,6 +374,12 @@ fn append(changes: &mut Changes<'_>, job: &Job, now: u64) -> rusqlite::Result<St
     let mut only = None;
     for (at, run) in chunk::runs(job.batch.messages()).enumerate() {
         let last = log.next() - 1 + run.len() as u64;
+        if last > Key::LAST {
+            return Err(rusqlite::Error::SqliteFailure(
+                ffi::Error::new(ffi::SQLITE_FULL),
+                Some("the numbers of its messages are used up; remove it, and make it anew".into()),
+            ));
+        }
         let total = log.total() + run.iter().map(|message| message.len() as u64).sum::<u64>();
         let row = Row::new(Key::of(log.slot, last), run, now);
         insert.execute((
