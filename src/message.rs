@@ -147,7 +147,7 @@ impl Batch {
     }
 }
 
-/// Who pushes, drawn at random: one per open file, and another one behind each push whose outcome is not known.
+/// Who pushes, drawn at random: one for each process that writes to an open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Producer([u8; 16]);
 

@@ -35,7 +35,7 @@ const TTL: Duration = Duration::ZERO;
 const REMOTE_TTL: Duration = Duration::from_millis(10);
 
 /// What was interrupted is waited for so long, because its result is the truth: a push may have arrived, and of many
-/// calls programs do not expect an EINTR (stat(2) has none). Then it is EINTR. Reads have no such time: they wait.
+/// calls programs do not expect an EINTR (stat(2) has none). Then it is EINTR. Reads and polls have no such time.
 const GRACE: Duration = Duration::from_millis(50);
 
 /// Why these: see "Opening" in the README's design notes.
@@ -502,9 +502,13 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let handle = self.files.open_directory();
-        reply.opened(FileHandle(handle), FopenFlags::empty());
+    fn opendir(&self, request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let files = Arc::clone(&self.files);
+        let work = async move { files.open_directory().await };
+        self.answer(request, GRACE, work, move |result| match result {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(error) => reply.error(errno::answer("list", &error)),
+        });
     }
 
     fn readdir(

@@ -366,8 +366,8 @@ impl Files {
         Ok(())
     }
 
-    pub(super) fn open_directory(&self) -> u64 {
-        self.directories.add(Directory::default())
+    pub(super) async fn open_directory(&self) -> Result<u64> {
+        Ok(self.directories.add(Directory::open(&self.known).await?))
     }
 
     /// See [`Directory::list`].

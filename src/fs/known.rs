@@ -202,8 +202,10 @@ impl Known {
         .await;
         let mut state = self.state();
         if let Err(error) = listed {
-            state.is_late |= matches!(error.kind(), Kind::TimedOut | Kind::Unreachable);
-            if state.pipes.is_empty() && state.listed == 0 {
+            let is_away = matches!(error.kind(), Kind::TimedOut | Kind::Unreachable);
+            state.is_late |= is_away;
+            // Of a store that is away it is known, too, that it held nothing.
+            if state.pipes.is_empty() && !(is_away && state.listed > 0) {
                 return Err(error);
             }
             match state.listed > 0 {

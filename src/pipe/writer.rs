@@ -28,19 +28,15 @@ pub struct Writer {
     answers: AtomicU64,
 }
 
-#[derive(Default)]
-struct State {
-    /// Not while a push of its own is under way: one that nobody waits for any more may be repeated behind others, and
-    /// backends take a producer's lower number for one that is stored.
-    producer: Option<Producer>,
-    /// Of this producer.
-    pushes: u64,
-    /// The streams, by FUSE lock owner: one for each process that writes through this open file.
-    streams: HashMap<u64, Stream>,
-}
+/// The streams, by FUSE lock owner: one for each process that writes through this open file.
+type State = HashMap<u64, Stream>;
 
 struct Stream {
     decoder: Decoder,
+    /// Of its own: what this process repeats must not come behind another's push, as backends take a producer's lower number
+    /// for one that is stored. And its next push tells them that the one before it was given up.
+    producer: Option<Producer>,
+    pushes: u64,
     /// A piece whose push was given up without knowing whether it had arrived. A program that was
     /// interrupted writes it again; it is then the same push.
     doubtful: Option<(Bytes, PushId)>,
@@ -50,15 +46,12 @@ struct Stream {
     closing: Option<PushId>,
 }
 
-impl State {
+impl Stream {
     /// An identity that was not used before.
     fn next_id(&mut self) -> Result<PushId> {
         let producer = match self.producer {
             Some(producer) => producer,
-            None => {
-                self.pushes = 0;
-                *self.producer.insert(Producer::random()?)
-            }
+            None => *self.producer.insert(Producer::random()?),
         };
         self.pushes += 1;
         Ok(PushId::first(producer, self.pushes))
@@ -85,16 +78,8 @@ impl Writer {
         self.answers.load(Ordering::Relaxed)
     }
 
-    async fn push(&self, state: &mut State, id: PushId, batch: Batch) -> Result<Position> {
-        let own = state.producer.take_if(|own| *own == id.producer);
+    async fn push(&self, id: PushId, batch: Batch) -> Result<Position> {
         let pushed = self.backend.push(&self.pipe, id, batch).await;
-        let is_in_doubt = match &pushed {
-            Ok(_) => false,
-            Err(error) => id.repeated || matches!(error.applied(), Applied::Unknown),
-        };
-        if !is_in_doubt {
-            state.producer = own.or(state.producer);
-        }
         if !matches!(&pushed, Err(error) if error.kind() == Kind::TimedOut) {
             self.answers.fetch_add(1, Ordering::Relaxed);
         }
@@ -119,7 +104,7 @@ impl Writer {
             self.closing().remove(&owner);
             closed?;
         }
-        let all = state.streams.values();
+        let all = state.values();
         let kept: usize = all.map(|stream| stream.decoder.kept()).sum();
         let stream = self.stream(&mut state, owner);
         let mut decoded = stream.decoder.decode(&piece);
@@ -142,18 +127,18 @@ impl Writer {
             let batch = Batch::new(std::mem::take(&mut decoded.messages))?;
             let mut id = match doubtful {
                 Some((earlier, id)) if earlier == piece => id.again(),
-                _ => state.next_id()?,
+                _ => stream.next_id()?,
             };
-            self.stream(&mut state, owner).doubtful = Some((piece.clone(), id));
-            let mut pushed = self.push(&mut state, id, batch.clone()).await;
+            stream.doubtful = Some((piece.clone(), id));
+            let mut pushed = self.push(id, batch.clone()).await;
             if id.repeated
                 && let Ok(position) = &pushed
                 && self.was_dropped(*position).await?
             {
                 // What was written before a reset is gone, and this is written behind it.
-                id = state.next_id()?;
-                self.stream(&mut state, owner).doubtful = Some((piece.clone(), id));
-                pushed = self.push(&mut state, id, batch.clone()).await;
+                id = stream.next_id()?;
+                stream.doubtful = Some((piece.clone(), id));
+                pushed = self.push(id, batch.clone()).await;
             }
             if let Err(error) = pushed {
                 if let Applied::Part(stored) = error.applied()
@@ -161,7 +146,6 @@ impl Writer {
                 {
                     let bytes = stored.iter().map(|message| message.len() as u64).sum();
                     let whole = framed_total(self.frame, stored.len() as u64, bytes) as usize;
-                    let stream = self.stream(&mut state, owner);
                     (stream.doubtful, stream.failed) = (None, false);
                     decoded.whole = decoded.passed + whole - stream.decoder.kept();
                     decoded.refused = Some(error);
@@ -169,12 +153,11 @@ impl Writer {
                     return stream.decoder.accept(&piece, decoded, continued);
                 }
                 if error.applied() == Applied::No && !id.repeated {
-                    self.stream(&mut state, owner).doubtful = None;
+                    stream.doubtful = None;
                 }
                 return Err(error);
             }
         }
-        let stream = self.stream(&mut state, owner);
         stream.doubtful = None;
         let taken = stream
             .decoder
@@ -203,7 +186,7 @@ impl Writer {
     }
 
     async fn close_stream(&self, state: &mut State, owner: u64) -> Result<()> {
-        let Some(stream) = state.streams.get(&owner) else {
+        let Some(stream) = state.get_mut(&owner) else {
             return Ok(());
         };
         let pushed = match stream.decoder.finish() {
@@ -220,17 +203,15 @@ impl Writer {
             Ok(Some(last)) => {
                 let id = match stream.closing {
                     Some(id) => id.again(),
-                    None => state.next_id()?,
+                    None => stream.next_id()?,
                 };
-                if let Some(stream) = state.streams.get_mut(&owner) {
-                    stream.closing = Some(id);
-                }
+                stream.closing = Some(id);
                 let batch = Batch::new(vec![last])?;
-                self.push(state, id, batch).await.map(|_| ())
+                self.push(id, batch).await.map(|_| ())
             }
             Err(error) => Err(self.named(error)),
         };
-        state.streams.remove(&owner);
+        state.remove(&owner);
         pushed
     }
 
@@ -240,7 +221,7 @@ impl Writer {
     /// As for [`Writer::close`].
     pub async fn finish(&self) -> Result<()> {
         let mut state = self.state.lock().await;
-        let owners: Vec<u64> = state.streams.keys().copied().collect();
+        let owners: Vec<u64> = state.keys().copied().collect();
         let mut result = Ok(());
         for owner in owners {
             let closed = self.close_stream(&mut state, owner).await;
@@ -259,8 +240,10 @@ impl Writer {
     }
 
     fn stream<'a>(&self, state: &'a mut State, owner: u64) -> &'a mut Stream {
-        state.streams.entry(owner).or_insert_with(|| Stream {
+        state.entry(owner).or_insert_with(|| Stream {
             decoder: Decoder::new(self.frame, self.limit),
+            producer: None,
+            pushes: 0,
             doubtful: None,
             failed: false,
             closing: None,

@@ -294,7 +294,6 @@ fn failures_are_exit_code_1() {
     assert_eq!(store.out("dnpipes ls"), "");
 }
 
-/// A level that is none silences nothing.
 /// Where nobody can be told, as on a full disk, the exit code is the same.
 #[test]
 fn a_failure_that_cannot_be_told_is_exit_code_1() {
@@ -307,6 +306,7 @@ fn a_failure_that_cannot_be_told_is_exit_code_1() {
     assert_eq!(code(&finish(&mut bash)), Some(1));
 }
 
+/// A level that is none silences nothing.
 #[test]
 fn a_log_that_nobody_can_mean_is_refused() {
     let store = Store::new();

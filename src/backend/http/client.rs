@@ -23,7 +23,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// acknowledgement of the other side's system. Longer than a gateway waits for its store.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// The slowest line that a long push is given time for, in bytes a second.
+/// The slowest line that a long push is given time for, in bytes a second, where the mount's deadline leaves as much.
 const SLOWEST: u64 = 64 << 10;
 
 /// How long a stream may be silent: two signs of life may be late.

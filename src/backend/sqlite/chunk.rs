@@ -2,7 +2,7 @@
 //! length in 4 bytes, little-endian. A row for many messages makes bulk pushes and scans several times
 //! faster than a row for each.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use crate::error::{Error, Kind, Result};
 
@@ -74,9 +74,6 @@ impl Row {
 /// A row is closed once it holds this many bytes; a longer message has a row of its own.
 pub(super) const TARGET: usize = 256 * 1024;
 
-/// Or so many messages: who reads it unpacks all of them.
-const MOST: usize = 4096;
-
 pub(super) const HEADER: usize = 4;
 
 /// Cuts a batch into runs that each fit one row.
@@ -89,7 +86,7 @@ pub(super) fn runs(messages: &[Bytes]) -> impl Iterator<Item = &[Bytes]> {
             size += HEADER + message.len();
             first || size <= TARGET
         };
-        let (run, tail) = rest.split_at(rest.iter().take(MOST).take_while(fits).count());
+        let (run, tail) = rest.split_at(rest.iter().take_while(fits).count());
         rest = tail;
         (!run.is_empty()).then_some(run)
     })
@@ -116,27 +113,60 @@ fn checksum(key: u64, count: u64, row: &[u8]) -> u32 {
     sum.finalize()
 }
 
-/// The messages of a row, sharing its memory.
-///
-/// # Errors
-/// [`Kind::Damaged`] if the row does not hold exactly `count` messages.
-pub(super) fn decode(row: &Bytes, count: u64) -> Result<Vec<Bytes>> {
-    let damaged = || Error::new(Kind::Damaged, "a row of messages is damaged");
-    let mut messages = Vec::with_capacity(count.min(row.len() as u64 / HEADER as u64) as usize);
-    let mut at = 0;
-    while at < row.len() {
-        let header = row[at..].first_chunk::<HEADER>().ok_or_else(damaged)?;
-        let start = at + HEADER;
-        at = start + u32::from_le_bytes(*header) as usize;
-        if at > row.len() {
-            return Err(damaged());
+/// Messages of a row that were not given out yet. They lie in it as they are, as they may be many and short; each that is
+/// given out shares its memory.
+pub(super) struct Unread {
+    /// The number of the next one.
+    pub(super) seq: u64,
+    /// When they were pushed, in microseconds since 1970.
+    pub(super) time: u64,
+    data: Bytes,
+}
+
+impl Unread {
+    /// All messages of the row.
+    ///
+    /// # Errors
+    /// [`Kind::Damaged`] if it does not hold exactly as many as it says.
+    pub(super) fn of(row: &Row) -> Result<Self> {
+        let mut rest = &row.data[..];
+        let mut count = 0;
+        while let Some((_, behind)) = split(rest) {
+            (rest, count) = (behind, count + 1);
         }
-        messages.push(row.slice(start..at));
+        if !rest.is_empty() || count != row.count {
+            return Err(Error::new(Kind::Damaged, "a row of messages is damaged"));
+        }
+        Ok(Unread {
+            seq: row.first(),
+            time: row.time,
+            data: row.data.clone(),
+        })
     }
-    if messages.len() as u64 != count {
-        return Err(damaged());
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.data.is_empty()
     }
-    Ok(messages)
+
+    /// Passes over the messages before number `seq`.
+    pub(super) fn skip_to(&mut self, seq: u64) {
+        while self.seq < seq && self.take().is_some() {}
+    }
+
+    /// The next message, with its number.
+    pub(super) fn take(&mut self) -> Option<(u64, Bytes)> {
+        let length = split(&self.data)?.0.len();
+        self.data.advance(HEADER);
+        let message = (self.seq, self.data.split_to(length));
+        self.seq += 1;
+        Some(message)
+    }
+}
+
+/// The first message of a row, and what stands behind it.
+fn split(row: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (header, rest) = row.split_first_chunk::<HEADER>()?;
+    rest.split_at_checked(u32::from_le_bytes(*header) as usize)
 }
 
 #[cfg(test)]
@@ -162,8 +192,17 @@ mod tests {
     #[test]
     fn a_row_gives_back_what_it_was_made_of() {
         let messages = [&b""[..], b"a", &[0xff; 300], b"\n\0"].map(Bytes::copy_from_slice);
-        let row = Bytes::from(encode(&messages));
-        assert_eq!(decode(&row, 4).expect("sound"), messages);
+        let mut unread = Unread::of(&Row::new(Key::of(7, 12), &messages, 5)).expect("sound");
+        for (seq, message) in (9..).zip(&messages) {
+            assert!(!unread.is_empty());
+            assert_eq!(unread.take(), Some((seq, message.clone())));
+        }
+        assert!(unread.is_empty() && unread.take().is_none());
+        let mut unread = Unread::of(&Row::new(Key::of(7, 12), &messages, 5)).expect("sound");
+        unread.skip_to(11);
+        assert_eq!(unread.take(), Some((11, messages[2].clone())));
+        unread.skip_to(20);
+        assert!(unread.is_empty());
     }
 
     #[test]
@@ -176,7 +215,9 @@ mod tests {
             ([&row[..], b"x"].concat(), 2),
             (vec![0xff; 9], 1),
         ] {
-            let error = decode(&Bytes::from(row), count).expect_err("damaged");
+            let mut whole = Row::new(Key::of(7, 12), &[], 5);
+            (whole.count, whole.data) = (count, row.into());
+            let error = Unread::of(&whole).map(drop).expect_err("damaged");
             assert_eq!(error.kind(), Kind::Damaged);
         }
     }

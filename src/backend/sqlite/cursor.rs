@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension};
 
-use super::chunk::{self, Key, Row};
+use super::chunk::{Key, Row, Unread};
 use super::{Log, Store, bell};
 use crate::backend::{Floor, Fut, Limit, Source, Start, weight};
 use crate::error::{Error, Kind, Result};
@@ -22,8 +22,8 @@ pub(super) struct Cursor {
     /// The incarnation, and the number of the next message to fetch.
     epoch: u64,
     next: u64,
-    /// Fetched, but not yet wanted: the rest of a row.
-    held: VecDeque<Message>,
+    /// Fetched, but not yet wanted: the rest of a row, and rows behind it.
+    held: VecDeque<Unread>,
 }
 
 impl Cursor {
@@ -73,10 +73,9 @@ impl Cursor {
             self.held.clear();
         }
         self.next = self.next.max(log.start);
-        let dropped = |held: &Message| held.position.seq() < log.start;
-        while self.held.front().is_some_and(dropped) {
-            self.held.pop_front();
-        }
+        let start = log.start;
+        self.held.iter_mut().for_each(|row| row.skip_to(start));
+        self.held.retain(|row| !row.is_empty());
         Ok(())
     }
 
@@ -165,16 +164,10 @@ impl Cursor {
             let gap = format!("the messages {} to {} are missing", self.next, first - 1);
             return Err(self.damaged(gap));
         }
-        let time = time_from_micros(row.time);
-        for (seq, data) in (first..).zip(chunk::decode(&row.data, row.count)?) {
-            if seq >= self.next {
-                let position = Position::new(self.epoch, seq);
-                self.held.push_back(Message {
-                    position,
-                    time,
-                    data,
-                });
-            }
+        let mut unread = Unread::of(&row)?;
+        unread.skip_to(self.next);
+        if !unread.is_empty() {
+            self.held.push_back(unread);
         }
         self.next = last + 1;
         Ok(())
@@ -190,14 +183,27 @@ impl Cursor {
 
     fn take(&mut self, limit: Limit) -> Vec<Message> {
         let before = limit.before.unwrap_or(Position::MAX);
+        let mut taken = Vec::new();
         let mut gathered = 0;
-        let wanted = |held: &&Message| {
-            let wanted = held.position < before && gathered < limit.max_bytes.max(1);
-            gathered += weight(&held.data);
-            wanted
-        };
-        let count = self.held.iter().take_while(wanted).count();
-        self.held.drain(..count).collect()
+        while let Some(row) = self.held.front_mut() {
+            let time = time_from_micros(row.time);
+            while Position::new(self.epoch, row.seq) < before && gathered < limit.max_bytes.max(1) {
+                let Some((seq, data)) = row.take() else {
+                    break;
+                };
+                gathered += weight(&data);
+                taken.push(Message {
+                    position: Position::new(self.epoch, seq),
+                    time,
+                    data,
+                });
+            }
+            if !row.is_empty() {
+                break;
+            }
+            self.held.pop_front();
+        }
+        taken
     }
 }
 
@@ -412,7 +418,7 @@ mod tests {
         let last = push(&store, &pipe, &["a", "b"]).await;
         let bell = &store.store.bell;
         let after = |count| Key::of(0, last.seq() + count);
-        let row = |key| chunk::Row::new(key, &[Bytes::from_static(b"c")], 0);
+        let row = |key| Row::new(key, &[Bytes::from_static(b"c")], 0);
         let mut damaged = row(after(1));
         damaged.checksum += 1;
         let mut source = store.subscribe(&pipe, Start::After(last)).await;
@@ -444,7 +450,7 @@ mod tests {
         let bell = &store.store.bell;
         let reset = bell.reset();
         let key = Key::of(0, last.seq() + 1);
-        let row = chunk::Row::new(key, &[Bytes::from_static(b"b")], 0);
+        let row = Row::new(key, &[Bytes::from_static(b"b")], 0);
         bell.ring(last.epoch(), Some(&row));
         assert!(now(&mut waits).await.is_none());
         drop(reset);

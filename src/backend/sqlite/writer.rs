@@ -377,7 +377,10 @@ fn append(changes: &mut Changes<'_>, job: &Job, now: u64) -> rusqlite::Result<St
         if last > Key::LAST {
             return Err(rusqlite::Error::SqliteFailure(
                 ffi::Error::new(ffi::SQLITE_FULL),
-                Some("the numbers of its messages are used up; remove it, and make it anew".into()),
+                Some(format!(
+                    "the numbers of {}'s messages are used up; remove that pipe, and make it anew",
+                    job.pipe
+                )),
             ));
         }
         let total = log.total() + run.iter().map(|message| message.len() as u64).sum::<u64>();
