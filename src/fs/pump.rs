@@ -9,7 +9,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -25,6 +25,9 @@ const BURST: u32 = 16;
 /// How long the thread looks for an answer to what was just begun before it sleeps: to be woken takes as long as a server
 /// on the same host needs for a push.
 const SPIN: Duration = Duration::from_micros(200);
+
+/// The same where the one before came within this time: a server that waits for its disk is as soon.
+const LONG_SPIN: Duration = Duration::from_micros(500);
 
 /// A request, or that the mount has ended.
 const EVENTS: Interest = Interest::READABLE.add(Interest::ERROR);
@@ -42,6 +45,8 @@ pub(super) struct Pump {
     asked: AtomicU32,
     /// Whether there is another CPU for who is waited for.
     spins: bool,
+    /// Whether what was begun last was soon followed by the next request.
+    was_soon: AtomicBool,
 }
 
 impl Pump {
@@ -53,6 +58,7 @@ impl Pump {
             begun: Mutex::default(),
             asked: AtomicU32::new(0),
             spins: std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
+            was_soon: AtomicBool::new(false),
         }
     }
 
@@ -104,10 +110,14 @@ impl Pump {
             return Err(io::Error::other("there is no device"));
         };
         let spins = self.spins && !self.begun().is_empty();
-        self.run(async {
+        let spin = match self.was_soon.load(Ordering::Relaxed) {
+            true => LONG_SPIN,
+            false => SPIN,
+        };
+        let since = Instant::now();
+        let waited = self.run(async {
             let mut waiting = pin!(device.ready(EVENTS));
-            let since = Instant::now();
-            while spins && since.elapsed() < SPIN {
+            while spins && since.elapsed() < spin {
                 let looked = poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context)));
                 if let Poll::Ready(ready) = looked.await {
                     ready?.clear_ready();
@@ -117,7 +127,12 @@ impl Pump {
             }
             waiting.await?.clear_ready();
             Ok(())
-        })
+        });
+        if spins {
+            let is_soon = since.elapsed() < LONG_SPIN;
+            self.was_soon.store(is_soon, Ordering::Relaxed);
+        }
+        waited
     }
 
     fn run<T>(&self, until: impl Future<Output = T>) -> T {
