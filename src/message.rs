@@ -147,7 +147,7 @@ impl Batch {
     }
 }
 
-/// Who pushes, drawn at random: one for each process that writes to an open file.
+/// Who pushes, drawn at random: a process that writes to an open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Producer([u8; 16]);
 

@@ -22,11 +22,11 @@ use tokio::runtime::Runtime;
 /// for ever.
 const BURST: u32 = 16;
 
-/// How long the thread looks for an answer to what was just begun before it sleeps: to be woken takes as long as a server
-/// on the same host needs for a push.
+/// How long the thread looks for an answer to what was just begun, and the request that follows, before it sleeps: to be
+/// woken takes as long as a server on the same host needs for a push.
 const SPIN: Duration = Duration::from_micros(200);
 
-/// The same where the one before came within this time: a server that waits for its disk is as soon.
+/// The same where the last request came within this time: a server that waits for its disk is as soon.
 const LONG_SPIN: Duration = Duration::from_micros(500);
 
 /// A request, or that the mount has ended.

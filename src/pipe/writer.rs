@@ -28,15 +28,26 @@ pub struct Writer {
     answers: AtomicU64,
 }
 
-/// The streams, by FUSE lock owner: one for each process that writes through this open file.
-type State = HashMap<u64, Stream>;
+#[derive(Default)]
+struct State {
+    /// The streams, by FUSE lock owner: one for each process that writes through this open file.
+    streams: HashMap<u64, Stream>,
+    /// Of the last stream that was closed, for the next one: a shell closes a copy of the descriptor behind each command.
+    spare: Numbers,
+}
+
+/// Numbers its pushes.
+#[derive(Default)]
+struct Numbers {
+    producer: Option<Producer>,
+    pushes: u64,
+}
 
 struct Stream {
     decoder: Decoder,
     /// Of its own: what this process repeats must not come behind another's push, as backends take a producer's lower number
     /// for one that is stored. And its next push tells them that the one before it was given up.
-    producer: Option<Producer>,
-    pushes: u64,
+    numbers: Numbers,
     /// A piece whose push was given up without knowing whether it had arrived. A program that was
     /// interrupted writes it again; it is then the same push.
     doubtful: Option<(Bytes, PushId)>,
@@ -46,9 +57,9 @@ struct Stream {
     closing: Option<PushId>,
 }
 
-impl Stream {
+impl Numbers {
     /// An identity that was not used before.
-    fn next_id(&mut self) -> Result<PushId> {
+    fn next(&mut self) -> Result<PushId> {
         let producer = match self.producer {
             Some(producer) => producer,
             None => *self.producer.insert(Producer::random()?),
@@ -104,7 +115,7 @@ impl Writer {
             self.closing().remove(&owner);
             closed?;
         }
-        let all = state.values();
+        let all = state.streams.values();
         let kept: usize = all.map(|stream| stream.decoder.kept()).sum();
         let stream = self.stream(&mut state, owner);
         let mut decoded = stream.decoder.decode(&piece);
@@ -127,7 +138,7 @@ impl Writer {
             let batch = Batch::new(std::mem::take(&mut decoded.messages))?;
             let mut id = match doubtful {
                 Some((earlier, id)) if earlier == piece => id.again(),
-                _ => stream.next_id()?,
+                _ => stream.numbers.next()?,
             };
             stream.doubtful = Some((piece.clone(), id));
             let mut pushed = self.push(id, batch.clone()).await;
@@ -136,7 +147,7 @@ impl Writer {
                 && self.was_dropped(*position).await?
             {
                 // What was written before a reset is gone, and this is written behind it.
-                id = stream.next_id()?;
+                id = stream.numbers.next()?;
                 stream.doubtful = Some((piece.clone(), id));
                 pushed = self.push(id, batch.clone()).await;
             }
@@ -186,7 +197,7 @@ impl Writer {
     }
 
     async fn close_stream(&self, state: &mut State, owner: u64) -> Result<()> {
-        let Some(stream) = state.get_mut(&owner) else {
+        let Some(stream) = state.streams.get_mut(&owner) else {
             return Ok(());
         };
         let pushed = match stream.decoder.finish() {
@@ -203,7 +214,7 @@ impl Writer {
             Ok(Some(last)) => {
                 let id = match stream.closing {
                     Some(id) => id.again(),
-                    None => stream.next_id()?,
+                    None => stream.numbers.next()?,
                 };
                 stream.closing = Some(id);
                 let batch = Batch::new(vec![last])?;
@@ -211,7 +222,13 @@ impl Writer {
             }
             Err(error) => Err(self.named(error)),
         };
-        state.remove(&owner);
+        if let Some(stream) = state.streams.remove(&owner)
+            && stream.doubtful.is_none()
+            && pushed.is_ok()
+        {
+            // None of its pushes is repeated any more.
+            state.spare = stream.numbers;
+        }
         pushed
     }
 
@@ -221,7 +238,7 @@ impl Writer {
     /// As for [`Writer::close`].
     pub async fn finish(&self) -> Result<()> {
         let mut state = self.state.lock().await;
-        let owners: Vec<u64> = state.keys().copied().collect();
+        let owners: Vec<u64> = state.streams.keys().copied().collect();
         let mut result = Ok(());
         for owner in owners {
             let closed = self.close_stream(&mut state, owner).await;
@@ -240,10 +257,10 @@ impl Writer {
     }
 
     fn stream<'a>(&self, state: &'a mut State, owner: u64) -> &'a mut Stream {
-        state.entry(owner).or_insert_with(|| Stream {
+        let State { streams, spare } = state;
+        streams.entry(owner).or_insert_with(|| Stream {
             decoder: Decoder::new(self.frame, self.limit),
-            producer: None,
-            pushes: 0,
+            numbers: std::mem::take(spare),
             doubtful: None,
             failed: false,
             closing: None,
