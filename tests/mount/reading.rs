@@ -990,7 +990,11 @@ fn bad_selectors_are_not_there() {
 fn names_that_cannot_be_are_looked_up_in_silence() {
     let mount = Mount::memory(&[]);
     mount.out("echo a > topic");
-    let before = mount.log();
+    // The mount answers before it says so.
+    let before = wait_for("the line of its start", || {
+        let log = mount.log();
+        log.contains("is mounted on").then_some(log)
+    });
     let said = mount.python(
         r#"
         for name in [b'.foo', b'.foo@bar', b'.topic.Xy12@x', b'.topic@x.Xy12', b'.@', b'@bar', b'.\xff@bar']:
